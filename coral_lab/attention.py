@@ -1,0 +1,39 @@
+"""Vision attention over many windows at once.
+
+On any implementation but FlashAttention, transformers runs Qwen2.5-VL's vision attention window by window in a
+Python loop (`Qwen2_5_VLVisionAttention.forward`, transformers 5.23). Windows of one length do the same sum as one
+batched call.
+"""
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+# transformers hands `cu_seqlens` only to implementations with "flash" in their name.
+NAME = "windows_in_flash_layout"
+
+
+def windows(module, query, key, value, attention_mask, scaling, dropout=0.0, *, cu_seq_lens_q, **_):
+    """Attention within each window. `query`, `key`, `value` are [1, head, token, dim]; returns [1, token, head, dim].
+
+    `cu_seq_lens_q` are the windows' ends, from 0 to the number of tokens.
+    """
+    lengths = cu_seq_lens_q.diff()
+    tensors = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]  # [token, head, dim]
+    if bool((lengths == lengths[0]).all()):
+        return _attend(tensors, lengths[0].item(), scaling, dropout)[None], None
+    output = torch.empty_like(tensors[0])
+    length_of_token = lengths.repeat_interleave(lengths)
+    for length in lengths.unique().tolist():
+        tokens = (length_of_token == length).nonzero()[:, 0] if length else None
+        if tokens is not None:
+            output[tokens] = _attend([tensor[tokens] for tensor in tensors], length, scaling, dropout)
+    return output[None], None
+
+
+def _attend(tensors, length: int, scaling: float, dropout: float) -> torch.Tensor:
+    batched = [tensor.unflatten(0, (-1, length)).transpose(1, 2) for tensor in tensors]
+    return scaled_dot_product_attention(*batched, scale=scaling, dropout_p=dropout).transpose(1, 2).flatten(0, 1)
+
+
+AttentionInterface.register(NAME, windows)

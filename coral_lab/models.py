@@ -1,0 +1,224 @@
+"""Loading a checkpoint: a name that ships with the repository, a folder, or a hub id. One call, or one clear error."""
+
+import errno
+import json
+import os
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from html import escape
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+from safetensors import safe_open
+from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
+
+from coral_lab import attention as vision_attention
+from coral_lab import html
+from coral_lab.pixels import Pixels
+
+DATA = Path(__file__).resolve().parent.parent / "data"
+SHIPPED = {
+    "mini": "coral-mini-contrastive",
+    "mini-contrastive": "coral-mini-contrastive",
+    "mini-base": "coral-mini-base",
+}
+"""Names of the checkpoints in `data/`."""
+
+ARCHITECTURE = "Qwen2_5_VLForConditionalGeneration"
+FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja"]  # no pickled weights, no code
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be used; the message says what to do."""
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A loaded checkpoint: the transformers model and its processor, nothing hidden."""
+
+    name: str
+    network: Qwen2_5_VLForConditionalGeneration
+    processor: Qwen2_5_VLProcessor
+
+    @cached_property
+    def pixels(self) -> Pixels:
+        """The pictures that this model's image processor has seen."""
+        return Pixels(self.processor.image_processor)
+
+    @property
+    def device(self) -> torch.device:
+        return self.network.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.network.dtype
+
+    @property
+    def dim(self) -> int:
+        """Length of an embedding: 2048 for CORAL."""
+        return self.network.config.text_config.hidden_size
+
+    @property
+    def attention(self) -> str:
+        """The text model's attention implementation."""
+        return self.network.model.language_model.config._attn_implementation
+
+    def __repr__(self) -> str:
+        millions = sum(p.numel() for p in self.network.parameters()) / 1e6
+        kind = f"{str(self.dtype).removeprefix('torch.')}, {self.device}, {self.attention}"
+        return f"Model({self.name!r}: {millions:,.1f} M parameters, {self.dim} dimensions, {kind})"
+
+    def _repr_html_(self) -> str:
+        return html.block(f"<b>{escape(self.name)}</b> {html.grey(repr(self).partition(': ')[2].rstrip(')'))}")
+
+
+def load(
+    name: str | os.PathLike = "mini",
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | str | None = None,
+    attention: str | None = None,
+    revision: str | None = None,
+    offline: bool = False,
+) -> Model:
+    """Load "mini", "mini-contrastive", "mini-base", a folder, or a hub id such as "Bia/CORAL".
+
+    A folder may hold a LoRA adapter, which is merged into its base. `device` is by default CUDA, else MPS, else
+    the CPU; `dtype` bfloat16 on GPUs and float32 on the CPU; `attention` FlashAttention 2 on CUDA where it is
+    installed, else SDPA. `revision` is a hub branch, tag or commit; `offline` looks only at what was downloaded.
+    Only safetensors are read and no code from a checkpoint is run.
+    Raises CheckpointError, with the way out, for anything that is not a whole Qwen2.5-VL checkpoint.
+    """
+    device = torch.device(device or _best_device())
+    dtype = _dtype(dtype, device)
+    folder = _folder(str(name), revision, offline)
+    if (folder / "adapter_config.json").is_file():
+        base = _read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+        if not base:
+            raise CheckpointError(f"{folder}/adapter_config.json names no base model; set base_model_name_or_path")
+        network = _merge_adapter(_network(_folder(base, None, offline), dtype, device, attention), folder)
+        processors = folder if (folder / "tokenizer_config.json").is_file() else _folder(base, None, offline)
+    else:
+        network, processors = _network(folder, dtype, device, attention), folder
+    return Model(str(name), network.to(device).eval(), _processor(processors))
+
+
+def _best_device() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype:
+    if dtype is None:
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if found not in (torch.float32, torch.bfloat16, torch.float16):
+        raise ValueError(f"dtype is {dtype!r}; use float32, bfloat16 or float16")
+    return found
+
+
+def _folder(name: str, revision: str | None, offline: bool) -> Path:
+    """The local folder of a checkpoint, downloaded if it is a hub id."""
+    if name in SHIPPED:
+        folder = DATA / SHIPPED[name]
+        if not folder.is_dir():
+            raise CheckpointError(f"{name!r} should be in {folder}, which is missing; restore it, or run `make mini`")
+        return folder
+    if Path(name).is_dir():
+        return Path(name)
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith((".", "/", "~")):
+        names = ", ".join(SHIPPED)
+        raise CheckpointError(f"{name!r} is no folder, no hub id (owner/name) and none of {names}; check the spelling")
+    return _download(name, revision, offline)
+
+
+def _download(name: str, revision: str | None, offline: bool) -> Path:
+    at = f"{name!r}" + (f" at revision {revision!r}" if revision else "")
+    try:
+        return Path(snapshot_download(name, revision=revision, local_files_only=offline, allow_patterns=FILES))
+    except RevisionNotFoundError as error:
+        raise CheckpointError(f"{at} does not exist on the hub; name one of its branches, tags or commits") from error
+    except RepositoryNotFoundError as error:
+        raise CheckpointError(f"{at} is not on the hub, or private; check it, or log in with `hf auth login`") from error
+    except LocalEntryNotFoundError as error:
+        way = "load it once without offline" if offline else "check the network, or give the path of a local copy"
+        raise CheckpointError(f"{at} is neither downloaded nor reachable; {way}") from error
+    except OSError as error:  # HfHubHTTPError and requests' errors are OSErrors too
+        if error.errno == errno.ENOSPC:
+            raise CheckpointError(f"no disk space left for {at}; free some, or set HF_HOME to another disk") from error
+        if isinstance(error, HfHubHTTPError):
+            raise CheckpointError(f"the hub refused {at} ({error}); try later or give a local folder") from error
+        raise CheckpointError(f"{at} could not be downloaded ({error}); check the network and try again") from error
+
+
+def _read_json(file: Path) -> dict:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{file} is missing; {file.parent} is no whole checkpoint, copy it again") from None
+    except ValueError as error:
+        raise CheckpointError(f"{file} is no JSON ({error}); copy it again") from error
+
+
+def _network(folder: Path, dtype: torch.dtype, device: torch.device, attention: str | None):
+    """The model of a folder on the CPU or, where it fits, straight on its device; every weight accounted for."""
+    architectures = _read_json(folder / "config.json").get("architectures")
+    if architectures != [ARCHITECTURE]:
+        raise CheckpointError(f"{folder} is a {architectures} checkpoint; coral_lab reads {ARCHITECTURE} only")
+    if not any(folder.glob("*.safetensors")):
+        raise CheckpointError(f"{folder} has no *.safetensors; convert its weights, pickled ones are not loaded")
+    if attention is None:
+        has_flash = device.type == "cuda" and dtype != torch.float32 and find_spec("flash_attn") is not None
+        attention = "flash_attention_2" if has_flash else "sdpa"
+    try:
+        network, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+            folder, dtype=dtype, attn_implementation=attention, output_loading_info=True, use_safetensors=True,
+            local_files_only=True, device_map={"": device} if device.type != "cpu" else None,
+        )  # fmt: skip
+    except (OSError, RuntimeError, ValueError, ImportError) as error:
+        raise CheckpointError(f"{folder} could not be loaded: {error}") from error
+    _check_report(report, folder)
+    if attention == "sdpa":  # the same sums in fewer calls
+        network.model.visual.config._attn_implementation = vision_attention.NAME
+    return network
+
+
+def _check_report(report: dict, folder: Path) -> None:
+    """A checkpoint with holes loads in silence, with random weights in them: refuse it."""
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        keys = sorted(map(str, report.get(kind) or ()))
+        if keys:
+            few = ", ".join(keys[:3]) + (" …" if len(keys) > 3 else "")
+            problem = f"{len(keys)} {kind.replace('_', ' ')} ({few})"
+            raise CheckpointError(f"{folder} has {problem}; it is incomplete or another model, download it again")
+
+
+def _merge_adapter(network, folder: Path):
+    from peft import PeftModel, get_peft_model_state_dict
+
+    weights = folder / "adapter_model.safetensors"
+    if not weights.is_file():
+        raise CheckpointError(f"{weights} is missing; save the adapter with safetensors")
+    model = PeftModel.from_pretrained(network, folder, local_files_only=True)
+    with safe_open(weights, "pt") as file:
+        saved, wanted = set(file.keys()), set(get_peft_model_state_dict(model))
+    if saved != wanted:
+        count = len(saved ^ wanted)
+        raise CheckpointError(f"{folder}: {count} adapter weights do not fit its base; use the base it was trained on")
+    return model.merge_and_unload()
+
+
+def _processor(folder: Path) -> Qwen2_5_VLProcessor:
+    try:
+        processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{folder} has no working processor: {error}") from error
+    if not isinstance(processor, Qwen2_5_VLProcessor) or not processor.chat_template:
+        raise CheckpointError(f"{folder} has a {type(processor).__name__}, not a Qwen2.5-VL one with a chat template")
+    processor.tokenizer.padding_side = "left"
+    return processor

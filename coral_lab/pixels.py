@@ -1,0 +1,63 @@
+"""Pictures on their way to the vision tower, each distinct one opened and processed once."""
+
+from collections.abc import Hashable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+from jaxtyping import Float32, Int64
+from qwen_vl_utils.vision_process import fetch_image
+from torch import Tensor
+
+from coral_lab.images import Picture, open_image
+
+LIMIT = 2**30
+
+Pixel = tuple[Float32[Tensor, "patch 1176"], Int64[Tensor, " 3"]]
+"""A processed picture: `pixel_values` and its grid (time, height, width) in patches."""
+
+
+def key(picture: Picture) -> Hashable:
+    """Equal for the same picture: its bytes, its path and state on disk, or the object that holds or draws it."""
+    if isinstance(picture, str | Path):
+        try:
+            state = Path(str(picture).removeprefix("file://")).stat()
+        except OSError:  # an address or a missing file: opening it will say what is wrong
+            return str(picture)
+        return str(picture), state.st_mtime_ns, state.st_size
+    return picture if isinstance(picture, bytes) else id(picture)
+
+
+class Pixels:
+    """Pictures after qwen-vl-utils and an image processor, kept until `limit` bytes are full.
+
+    They do not depend on a model's weights, so they stay right while it learns.
+    """
+
+    def __init__(self, image_processor, limit: int = LIMIT):
+        self.image_processor, self.limit, self.size = image_processor, limit, 0
+        self._kept: dict[Hashable, tuple[Picture, Pixel]] = {}
+
+    def __call__(self, pictures: Iterable[tuple[Picture, str]]) -> dict[Hashable, Pixel]:
+        """Every distinct picture's pixels, by `key`; `pictures` come with the name of their item.
+
+        Raises ItemError for a picture that cannot be opened.
+        """
+        wanted = {key(picture): (picture, name) for picture, name in pictures}
+        missing = {k: pair for k, pair in wanted.items() if k not in self._kept}
+        fresh = dict(zip(missing, self._process(list(missing.values())), strict=True))
+        for k, pixel in fresh.items():
+            if self.size < self.limit:  # with the picture itself, so that no other object gets its id
+                self._kept[k] = (missing[k][0], pixel)
+                self.size += pixel[0].numel() * pixel[0].element_size()
+        return {k: fresh[k] if k in fresh else self._kept[k][1] for k in wanted}
+
+    def _process(self, pictures: list[tuple[Picture, str]]) -> list[Pixel]:
+        """As the model card's code does: qwen-vl-utils first, then the checkpoint's image processor."""
+        if not pictures:
+            return []
+        with ThreadPoolExecutor() as pool:
+            images = list(pool.map(lambda pair: fetch_image({"image": open_image(*pair)}), pictures))
+        output = self.image_processor(images=images, return_tensors="pt")
+        sizes = output["image_grid_thw"].prod(-1).tolist()
+        return list(zip(output["pixel_values"].split(sizes), output["image_grid_thw"], strict=True))

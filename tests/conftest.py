@@ -1,0 +1,66 @@
+"""Offline fixtures: a coral-mini with random weights, its folder, and pictures of many shapes."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reaches for the network must fail at once
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from coral_lab import Condition, Product, Query, catalogue
+
+
+@pytest.fixture(scope="session")
+def shop():
+    """MERIT-mini's test split."""
+    return catalogue("mini")
+
+
+@pytest.fixture(scope="session")
+def random_model(shop):
+    """Random weights, scaled up so that different inputs give clearly different embeddings."""
+    import torch
+
+    from coral_lab.mini import untrained
+    from coral_lab.stages import corpus
+
+    model = untrained(corpus(shop, limit=200))
+    with torch.no_grad():
+        for parameter in model.network.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(3)
+    return model
+
+
+@pytest.fixture(scope="session")
+def random_folder(random_model, tmp_path_factory) -> Path:
+    """The random model saved as a checkpoint, under a path with a space."""
+    folder = tmp_path_factory.mktemp("check points") / "random"
+    random_model.network.save_pretrained(folder)
+    random_model.processor.save_pretrained(folder)
+    return folder
+
+
+def noise(width: int, height: int, seed: int) -> Image.Image:
+    """A picture no other seed gives: coarse coloured noise."""
+    pixels = np.random.default_rng(seed).integers(0, 255, (6, 6, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).resize((width, height), Image.NEAREST)
+
+
+@pytest.fixture
+def mixed_queries() -> list[Query]:
+    """Queries with 2, 1, 0 and 4 pictures of several sizes, and texts of several lengths."""
+    sizes = [(56, 56), (224, 112), (100, 300), (84, 84), (301, 57), (28, 28), (140, 224)]
+    products = [
+        Product(f"p{i}", f"title number {i} " + "long " * i, noise(*size, seed=i), "bag")
+        for i, size in enumerate(sizes)
+    ]
+    groups = [products[:2], products[2:3], [], products[3:]]
+    return [
+        Query(f"q{i}", "bag", tuple(Condition("brand", product) for product in group), f" with {i} straps.")
+        for i, group in enumerate(groups)
+    ]
