@@ -1,0 +1,37 @@
+"""coral_lab: a research workbench for CORAL and other interleaved multi-condition embedding models.
+
+    import coral_lab as cl
+    model = cl.load("mini")
+    shop = cl.catalogue("mini")
+    cl.index(model, shop.products).search(shop.queries[0], k=10)
+"""
+
+from importlib import import_module
+
+from coral_lab.catalogue import catalogue
+from coral_lab.images import ItemError
+from coral_lab.interleaved import Condition, Dataset, Product, Query, messages
+
+# What needs torch is imported when it is first used, so that `import coral_lab` stays quick.
+_LATER = {
+    "load": "models",
+    "CheckpointError": "models",
+    "encode": "encoder",
+    "index": "evaluation",
+    "evaluate": "evaluation",
+}
+
+__all__ = ["CheckpointError", "Condition", "Dataset", "ItemError", "Product", "Query", "catalogue", "encode",
+           "evaluate", "index", "load", "messages"]  # fmt: skip
+
+
+def __getattr__(name: str):
+    if name not in _LATER:
+        raise AttributeError(f"coral_lab has no {name!r}; it has {', '.join(__all__)}")
+    value = getattr(import_module(f"coral_lab.{_LATER[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__():
+    return __all__

@@ -1,0 +1,155 @@
+"""The command line: `coral-lab demo`, `evaluate`, `encode`, `train` and `data`."""
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; errors that a user can mend are one line on stderr and exit status 2."""
+    options = _parser().parse_args(arguments)
+    from coral_lab.models import CheckpointError  # torch takes seconds: --help need not wait
+
+    try:
+        options.command(options)
+    except (CheckpointError, ValueError, FileNotFoundError) as error:
+        print(f"coral-lab: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="coral-lab", description="A research workbench for CORAL.")
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    demo = commands.add_parser("demo", help="encode the test catalogue, answer a query, measure, write a page")
+    demo.set_defaults(command=_demo)
+    demo.add_argument("--model", default="mini")
+    demo.add_argument("--out", default="build/demo.html", type=Path)
+
+    evaluate = commands.add_parser("evaluate", help="R@1, R@5, R@10, MRR@10 and nDCG@10 on a test split")
+    evaluate.set_defaults(command=_evaluate)
+    _add_model_and_data(evaluate)
+    evaluate.add_argument("--format", default="seq", help="how queries are worded: seq, cat or caption")
+    evaluate.add_argument("--keep-references", action="store_true", help="do not leave a query's references out")
+    evaluate.add_argument("--json", type=Path, help="write the metrics here")
+    evaluate.add_argument("--run", type=Path, help="write the ranking here, in TREC's format")
+    evaluate.add_argument("--csv", type=Path, help="write the breakdown by group here")
+    evaluate.add_argument("--attributes", action="store_true", help="ask the model to name what it sees and reads")
+
+    encode = commands.add_parser("encode", help="embeddings of a split's products")
+    encode.set_defaults(command=_encode)
+    _add_model_and_data(encode)
+    encode.add_argument("--out", required=True, type=Path, help="FILE.npy or FILE.parquet")
+
+    train = commands.add_parser("train", help="train a stage on MERIT-mini; goes on where it was stopped")
+    train.set_defaults(command=_train)
+    train.add_argument("--stage", required=True, choices=["base", "contrastive"])
+    train.add_argument("--model", help="where to start; base starts from scratch without")
+    train.add_argument("--out", required=True, type=Path)
+    for name, kind in (("steps", int), ("learning-rate", float), ("seed", int), ("evaluate-every", int)):
+        train.add_argument(f"--{name}", type=kind)
+
+    data = commands.add_parser("data", help="write MERIT-mini in MERIT's file formats")
+    data.set_defaults(command=_data)
+    data.add_argument("--out", required=True, type=Path)
+    data.add_argument("--limit", type=_positive, help="only so many queries a split, and their products")
+    return parser
+
+
+def _add_model_and_data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default="mini", help="mini, mini-base, a folder or a hub id")
+    parser.add_argument("--data", default="mini", help="mini")
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--limit", type=_positive, help="only the first so many queries (products for encode)")
+    parser.add_argument("--batch-size", type=_positive, default=32)
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no number from 1 on")
+    return int(text)
+
+
+def _demo(options) -> None:
+    from coral_lab.demo import demo
+
+    demo(options.model, options.out)
+
+
+def _evaluate(options) -> None:
+    from coral_lab.attributes import name_attributes
+    from coral_lab.catalogue import catalogue
+    from coral_lab.evaluation import evaluate
+    from coral_lab.models import load
+
+    model, shop = load(options.model), catalogue(options.data, options.split)
+    if options.attributes:
+        table = name_attributes(model, shop.products[: options.limit])
+        print(table.round(4).to_string(index=False))
+        if options.csv:
+            _parent(options.csv)
+            table.round(4).to_csv(options.csv, index=False)
+        return
+    started = time.perf_counter()
+    result = evaluate(model, shop.queries[: options.limit], shop.products, format=options.format,
+                      exclude_references=not options.keep_references, batch_size=options.batch_size)  # fmt: skip
+    print(result)
+    print("the first hit has the wanted: " + json.dumps({k: round(v, 3) for k, v in result.met_by_first().items()}))
+    if options.json:
+        _parent(options.json)
+        result.write_json(options.json, data=shop.name, seconds=round(time.perf_counter() - started, 1))
+    if options.run:
+        _parent(options.run)
+        result.write_trec(options.run)
+    if options.csv:
+        _parent(options.csv)
+        result.table().round(4).to_csv(options.csv, index=False)
+
+
+def _parent(file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+
+
+def _encode(options) -> None:
+    import numpy as np
+    import pandas as pd
+
+    from coral_lab.catalogue import catalogue
+    from coral_lab.encoder import encode
+    from coral_lab.models import load
+
+    if options.out.suffix not in (".npy", ".parquet"):
+        raise ValueError(f"--out is {options.out}; end it in .npy or .parquet")
+    products = catalogue(options.data, options.split).products[: options.limit]
+    embeddings = encode(load(options.model), products, batch_size=options.batch_size)
+    _parent(options.out)
+    if options.out.suffix == ".npy":
+        np.save(options.out, embeddings)
+    else:
+        pd.DataFrame({"id": [p.id for p in products], "embedding": list(embeddings)}).to_parquet(options.out)
+    print(f"{len(embeddings):,} embeddings of {embeddings.shape[1]} dimensions in {options.out}")
+
+
+def _train(options) -> None:
+    from coral_lab.models import load
+    from coral_lab.stages import DEFAULTS, run
+
+    given = {key: getattr(options, key) for key in ("steps", "learning_rate", "seed", "evaluate_every")}
+    config = replace(DEFAULTS[options.stage], **{key: value for key, value in given.items() if value is not None})
+    run(options.stage, load(options.model) if options.model else None, options.out, config)
+    print(f"saved in {options.out}, with its log in {options.out / 'log.csv'}")
+
+
+def _data(options) -> None:
+    from coral_lab.catalogue import write_merit
+
+    write_merit(options.out, limit=options.limit)
+    print(f"MERIT-mini is in {options.out}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

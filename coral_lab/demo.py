@@ -1,0 +1,35 @@
+"""The first notebook's job in the terminal: from nothing to a ranked gallery and its metrics."""
+
+import time
+from pathlib import Path
+
+from coral_lab import html
+from coral_lab.catalogue import catalogue
+from coral_lab.evaluation import Result, evaluate, index
+from coral_lab.interleaved import parts
+from coral_lab.models import load
+
+
+def demo(model_name: str = "mini", out: Path = Path("build/demo.html"), queries: int | None = None) -> Result:
+    """Encode MERIT-mini's test catalogue, answer one query, measure all, and write the page `out`."""
+    started = time.perf_counter()
+    shop = catalogue("mini")
+    model = load(model_name)
+    print(f"{model!r}\n{shop.name}: {len(shop.products):,} products, {len(shop.queries):,} queries")
+    pool = index(model, shop.products)
+    query = next(query for query in shop.queries if len(query.conditions) == 3)
+    hits = pool.search(query, k=10)
+    print("\n" + "".join(part if isinstance(part, str) else "<picture>" for part in parts(query)) + "\n")
+    print("\n".join(repr(hits).splitlines()[1:6]) + "\n")
+    result = evaluate(model, shop.queries[:queries], pool)
+    print(result)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(html.page("CORAL workbench: one query", _body(hits, result)), encoding="utf-8")
+    print(f"\n{time.perf_counter() - started:.1f} s; the gallery is in {out}")
+    return result
+
+
+def _body(hits, result: Result) -> str:
+    rows = "".join(f"<tr><td>{name}</td><td>{value}</td></tr>" for name, value in result.metrics.items())
+    facts = f"{result.model}: {len(result.queries):,} queries over {len(result.products):,} products, 95% intervals"
+    return hits._repr_html_() + f"<h2>Metrics</h2>{html.block(html.grey(facts))}<table>{rows}</table>"
