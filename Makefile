@@ -1,0 +1,41 @@
+# lab · demo · test · lint · notebooks · mini · bench        (PYTHON, PORT, IP and PIP_ARGS can be set)
+PYTHON ?= python3
+PORT ?= 8888
+IP ?= $(if $(wildcard /.dockerenv),0.0.0.0,127.0.0.1)
+PIP_ARGS ?= --constraint tests/constraints.txt
+RUN := .venv/bin/python -m
+export JUPYTER_PLATFORM_DIRS := 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: lab demo test lint notebooks mini
+
+# Prints its URL with the token. Over ssh and in a container there is no browser to open.
+lab: .venv/ready
+	$(RUN) jupyter lab notebooks/00_quickstart.ipynb --ip=$(IP) --port=$(PORT) \
+	  $(if $(filter 0,$(shell id -u)),--allow-root) $(if $(SSH_CONNECTION)$(wildcard /.dockerenv),--no-browser)
+
+demo: .venv/ready
+	$(RUN) coral_lab demo
+
+test: .venv/ready
+	$(RUN) pytest
+
+lint: .venv/ready
+	$(RUN) ruff check . && $(RUN) ruff format --check .
+
+# Runs every notebook from a clean kernel and writes its outputs, its paired .py and build/notebooks/*.html
+notebooks: .venv/ready
+	$(RUN) notebooks.run
+
+# Trains coral-mini again, about an hour on two cores; goes on where it was stopped.
+mini: .venv/ready
+	$(RUN) coral_lab train --stage base --out build/coral-mini-base
+	$(RUN) coral_lab train --stage contrastive --model build/coral-mini-base --out build/coral-mini-contrastive
+
+# Installing again happens only when pyproject.toml has changed: after that no network is needed.
+.venv/ready: pyproject.toml tests/constraints.txt
+	$(PYTHON) -m venv .venv
+	$(RUN) pip install --quiet --disable-pip-version-check $(PIP_ARGS) -e ".[dev]"
+	mkdir -p .venv/share/jupyter/lab/settings
+	cp notebooks/overrides.json .venv/share/jupyter/lab/settings/overrides.json
+	touch .venv/ready
