@@ -23,13 +23,16 @@ test: .venv/ready
 lint: .venv/ready
 	$(RUN) ruff check . && $(RUN) ruff format --check .
 
-# Runs every notebook from a clean kernel and writes its outputs, its paired .py and build/notebooks/*.html
+# Runs every notebook's .py from a clean kernel into its .ipynb and build/notebooks/*.html
 notebooks: .venv/ready
-	$(RUN) notebooks.run
+	for source in notebooks/[0-9]*.py; do TQDM_DISABLE=1 $(RUN) jupytext --to ipynb --execute "$$source" || exit 1; done
+	$(RUN) nbconvert --to html --output-dir build/notebooks notebooks/[0-9]*.ipynb
+
 
 # Trains coral-mini again, about an hour on two cores; goes on where it was stopped.
 mini: .venv/ready
-	$(RUN) coral_lab train --stage base --out build/coral-mini-base
+	$(RUN) coral_lab train --stage base --out build/coral-mini-first
+	$(RUN) coral_lab train --stage review --model build/coral-mini-first --out build/coral-mini-base
 	$(RUN) coral_lab train --stage contrastive --model build/coral-mini-base --out build/coral-mini-contrastive
 
 # Installing again happens only when pyproject.toml has changed: after that no network is needed.

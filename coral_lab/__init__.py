@@ -1,9 +1,9 @@
 """coral_lab: a research workbench for CORAL and other interleaved multi-condition embedding models.
 
-    import coral_lab as cl
-    model = cl.load("mini")
-    shop = cl.catalogue("mini")
-    cl.index(model, shop.products).search(shop.queries[0], k=10)
+import coral_lab as cl
+model = cl.load("mini")
+shop = cl.catalogue("mini")
+cl.index(model, shop.products).search(shop.queries[0], k=10)
 """
 
 from importlib import import_module

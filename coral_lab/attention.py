@@ -33,7 +33,9 @@ def windows(module, query, key, value, attention_mask, scaling, dropout=0.0, *, 
 
 def _attend(tensors, length: int, scaling: float, dropout: float) -> torch.Tensor:
     batched = [tensor.unflatten(0, (-1, length)).transpose(1, 2) for tensor in tensors]
-    return scaled_dot_product_attention(*batched, scale=scaling, dropout_p=dropout).transpose(1, 2).flatten(0, 1)
+    return (
+        scaled_dot_product_attention(*batched, scale=scaling, dropout_p=dropout).transpose(1, 2).flatten(0, 1)
+    )
 
 
 AttentionInterface.register(NAME, windows)

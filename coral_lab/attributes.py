@@ -59,7 +59,9 @@ def speak(model: Model, items: Sequence[Item], batch_size: int = 64, longest: in
     """What the model says to each item, by greedy decoding, at most `longest` tokens."""
     said = []
     for start in tqdm(range(0, len(items), batch_size), desc="speak", unit="batch"):
-        prompts = [prompt(model, item, name=f"item {start + i}") for i, item in enumerate(items[start:][:batch_size])]
+        prompts = [
+            prompt(model, item, name=f"item {start + i}") for i, item in enumerate(items[start:][:batch_size])
+        ]
         pixels = model.pixels((picture, prompt.name) for prompt in prompts for picture in prompt.pictures)
         batch = tokenize(model, prompts, see(model, prompts))
         batch.pop("answer_lengths")
@@ -70,5 +72,3 @@ def speak(model: Model, items: Sequence[Item], batch_size: int = 64, longest: in
         new = output[:, batch["input_ids"].shape[1] :]
         said += model.processor.batch_decode(new, skip_special_tokens=True)
     return said
-
-

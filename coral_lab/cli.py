@@ -25,7 +25,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="coral-lab", description="A research workbench for CORAL.")
     commands = parser.add_subparsers(required=True, metavar="command")
 
-    demo = commands.add_parser("demo", help="encode the test catalogue, answer a query, measure, write a page")
+    demo = commands.add_parser(
+        "demo", help="encode the test catalogue, answer a query, measure, write a page"
+    )
     demo.set_defaults(command=_demo)
     demo.add_argument("--model", default="mini")
     demo.add_argument("--out", default="build/demo.html", type=Path)
@@ -34,11 +36,15 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.set_defaults(command=_evaluate)
     _add_model_and_data(evaluate)
     evaluate.add_argument("--format", default="seq", help="how queries are worded: seq, cat or caption")
-    evaluate.add_argument("--keep-references", action="store_true", help="do not leave a query's references out")
+    evaluate.add_argument(
+        "--keep-references", action="store_true", help="do not leave a query's references out"
+    )
     evaluate.add_argument("--json", type=Path, help="write the metrics here")
     evaluate.add_argument("--run", type=Path, help="write the ranking here, in TREC's format")
     evaluate.add_argument("--csv", type=Path, help="write the breakdown by group here")
-    evaluate.add_argument("--attributes", action="store_true", help="ask the model to name what it sees and reads")
+    evaluate.add_argument(
+        "--attributes", action="store_true", help="ask the model to name what it sees and reads"
+    )
 
     encode = commands.add_parser("encode", help="embeddings of a split's products")
     encode.set_defaults(command=_encode)
@@ -47,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
 
     train = commands.add_parser("train", help="train a stage on MERIT-mini; goes on where it was stopped")
     train.set_defaults(command=_train)
-    train.add_argument("--stage", required=True, choices=["base", "contrastive"])
+    train.add_argument("--stage", required=True, choices=["base", "review", "contrastive"])
     train.add_argument("--model", help="where to start; base starts from scratch without")
     train.add_argument("--out", required=True, type=Path)
     for name, kind in (("steps", int), ("learning-rate", float), ("seed", int), ("evaluate-every", int)):
@@ -64,7 +70,9 @@ def _add_model_and_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="mini", help="mini, mini-base, a folder or a hub id")
     parser.add_argument("--data", default="mini", help="mini")
     parser.add_argument("--split", default="test")
-    parser.add_argument("--limit", type=_positive, help="only the first so many queries (products for encode)")
+    parser.add_argument(
+        "--limit", type=_positive, help="only the first so many queries (products for encode)"
+    )
     parser.add_argument("--batch-size", type=_positive, default=32)
 
 
@@ -98,7 +106,10 @@ def _evaluate(options) -> None:
     result = evaluate(model, shop.queries[: options.limit], shop.products, format=options.format,
                       exclude_references=not options.keep_references, batch_size=options.batch_size)  # fmt: skip
     print(result)
-    print("the first hit has the wanted: " + json.dumps({k: round(v, 3) for k, v in result.met_by_first().items()}))
+    print(
+        "the first hit has the wanted: "
+        + json.dumps({k: round(v, 3) for k, v in result.met_by_first().items()})
+    )
     if options.json:
         _parent(options.json)
         result.write_json(options.json, data=shop.name, seconds=round(time.perf_counter() - started, 1))
@@ -139,7 +150,9 @@ def _train(options) -> None:
     from coral_lab.stages import DEFAULTS, run
 
     given = {key: getattr(options, key) for key in ("steps", "learning_rate", "seed", "evaluate_every")}
-    config = replace(DEFAULTS[options.stage], **{key: value for key, value in given.items() if value is not None})
+    config = replace(
+        DEFAULTS[options.stage], **{key: value for key, value in given.items() if value is not None}
+    )
     run(options.stage, load(options.model) if options.model else None, options.out, config)
     print(f"saved in {options.out}, with its log in {options.out / 'log.csv'}")
 

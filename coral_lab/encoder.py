@@ -36,7 +36,10 @@ def encode(
     prompts = [prompt(model, item, format, f"item {i}") for i, item in enumerate(_as_items(items))]
     rows = np.empty((len(prompts), model.dim), np.float32)
     show = progress if progress is not None else len(prompts) >= 4 * batch_size
-    with torch.inference_mode(), tqdm(total=len(prompts), desc="encode", unit="item", disable=not show) as bar:
+    with (
+        torch.inference_mode(),
+        tqdm(total=len(prompts), desc="encode", unit="item", disable=not show) as bar,
+    ):
         for start in range(0, len(prompts), batch_size * WINDOW):
             window = range(start, min(start + batch_size * WINDOW, len(prompts)))
             # Like lengths together: padding is work for nothing.
@@ -52,7 +55,11 @@ def encode(
 
 def _as_items(items: Item | Iterable[Item | Any]) -> list:
     single = isinstance(items, Product | Query | dict)
-    if isinstance(items, list | tuple) and items and all(isinstance(item, dict) and "role" in item for item in items):
+    if (
+        isinstance(items, list | tuple)
+        and items
+        and all(isinstance(item, dict) and "role" in item for item in items)
+    ):
         single = True  # one conversation, as the card's `query`
     return [items] if single else list(items)
 

@@ -46,7 +46,10 @@ class Hits(Sequence):
         return len(self.hits)
 
     def __repr__(self) -> str:
-        lines = (f"{hit.rank:3d}. {hit.score:+.4f} {_sign(hit)} {hit.product.id} {hit.product.title}" for hit in self)
+        lines = (
+            f"{hit.rank:3d}. {hit.score:+.4f} {_sign(hit)} {hit.product.id} {hit.product.title}"
+            for hit in self
+        )
         return "\n".join([f"{len(self)} hits for {name_of(self.query)}", *lines])
 
     def table(self) -> pd.DataFrame:
@@ -80,7 +83,9 @@ def _hit_card(query: Query, hit: Hit) -> str:
         head += f' <b style="color:{html.GREEN}">✓ positive</b>'
     marks = [html.verdict(label, met) for label, met in _verdicts(query, product)]
     lines = [head, f'<div style="min-height:3em">{escape(product.title)}</div>', *marks]
-    return html.card(html.picture(product.thumbnail(128), 116, product.title), lines, accent=hit.positive and html.GREEN)
+    return html.card(
+        html.picture(product.thumbnail(128), 116, product.title), lines, accent=hit.positive and html.GREEN
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +106,12 @@ class Index:
         embedding = encode(self.model, query, format=self.format)
         scores, rows = ranking([query], embedding, self, k, exclude_references=exclude_references)
         hits = tuple(
-            Hit(rank, float(score), self.products[row], self.products[row].id in query.positives if query.positives else None)
+            Hit(
+                rank,
+                float(score),
+                self.products[row],
+                self.products[row].id in query.positives if query.positives else None,
+            )
             for rank, (score, row) in enumerate(zip(scores[0], rows[0], strict=True), 1)
             if row >= 0
         )
@@ -133,7 +143,9 @@ def ranking(
     left_out = [_left_out(query, index) if exclude_references else () for query in queries]
     spare = max(map(len, left_out), default=0)
     scores, rows = top_k(embeddings, index.embeddings, k + spare)
-    kept = np.array([~np.isin(row, list(out)) for row, out in zip(rows, left_out, strict=True)]).reshape(rows.shape)
+    kept = np.array([~np.isin(row, list(out)) for row, out in zip(rows, left_out, strict=True)]).reshape(
+        rows.shape
+    )
     order = np.argsort(~kept, axis=1, kind="stable")[:, :k]
     gone = ~np.take_along_axis(kept, order, 1)
     rows, scores = np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1)
@@ -164,7 +176,9 @@ class Result:
     def relevant(self) -> np.ndarray:
         """Whether each result is a positive: bool [query, k]."""
         found = self.ids[self.rows]
-        return np.array([[id in set(q.positives) for id in row] for q, row in zip(self.queries, found, strict=True)])
+        return np.array(
+            [[id in set(q.positives) for id in row] for q, row in zip(self.queries, found, strict=True)]
+        )
 
     @cached_property
     def per_query(self) -> pd.DataFrame:
@@ -173,7 +187,10 @@ class Result:
         in_pool = set(self.ids)
         positives = np.array([len(in_pool.intersection(query.positives)) for query in self.queries])
         values = {f"R@{k}": metrics.recall_at(ranks, k) for k in (1, 5, 10)}
-        values |= {"MRR@10": metrics.reciprocal_rank(ranks), "nDCG@10": metrics.ndcg(self.relevant, positives)}
+        values |= {
+            "MRR@10": metrics.reciprocal_rank(ranks),
+            "nDCG@10": metrics.ndcg(self.relevant, positives),
+        }
         groups = [
             {"query": q.id, "language": q.title_language, "class": q.class_name, "conditions": len(q.conditions),
              "attributes": tuple(c.attribute for c in q.conditions)}
@@ -199,7 +216,9 @@ class Result:
     def table(self) -> pd.DataFrame:
         """All breakdowns in one tidy frame: group, value, queries, and each metric with its interval."""
         overall = pd.DataFrame([_metric_row("overall", "all", self.per_query)])
-        return pd.concat([overall, *map(self.by, ("language", "class", "attribute", "conditions"))], ignore_index=True)
+        return pd.concat(
+            [overall, *map(self.by, ("language", "class", "attribute", "conditions"))], ignore_index=True
+        )
 
     def met_by_first(self) -> dict[str, float]:
         """How often the first hit has the wanted class, and meets a condition, by its attribute."""
@@ -232,7 +251,9 @@ class Result:
         Path(file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
     def __repr__(self) -> str:
-        head = f"{self.model}: {len(self.queries):,} queries over {len(self.products):,} products, 95% intervals"
+        head = (
+            f"{self.model}: {len(self.queries):,} queries over {len(self.products):,} products, 95% intervals"
+        )
         return "\n".join([head, *(f"  {name:8s} {value}" for name, value in self.metrics.items())])
 
 
@@ -264,10 +285,17 @@ def evaluate(
     queries = tuple(queries)
     if not queries or k < metrics.DEPTH:
         raise ValueError(f"{len(queries)} queries to depth {k}; give at least 1 and {metrics.DEPTH}")
-    pool = products if isinstance(products, Index) else index(model, products, batch_size=batch_size, progress=progress)
+    pool = (
+        products
+        if isinstance(products, Index)
+        else index(model, products, batch_size=batch_size, progress=progress)
+    )
     for query in queries:
         if not any(id in pool.rows for id in query.positives):
-            raise ItemError(name_of(query), f"none of its {len(query.positives)} positives is in the pool; check the split")
+            raise ItemError(
+                name_of(query),
+                f"none of its {len(query.positives)} positives is in the pool; check the split",
+            )
     embeddings = encode(model, queries, format=format, batch_size=batch_size, progress=progress)
     scores, rows = ranking(queries, embeddings, pool, k, exclude_references=exclude_references)
     return Result(model.name, queries, pool.products, rows, scores)

@@ -72,7 +72,9 @@ def _from_address(address: str, item: str) -> bytes | Path:
 def _check_size(image: Image.Image, item: str) -> None:
     width, height = image.size
     if width * height > MAX_PIXELS:
-        raise ItemError(item, f"picture has {width} x {height} pixels, more than {MAX_PIXELS:,}; shrink it first")
+        raise ItemError(
+            item, f"picture has {width} x {height} pixels, more than {MAX_PIXELS:,}; shrink it first"
+        )
     if max(width, height) > MAX_ASPECT_RATIO * min(width, height):
         problem = f"picture is {width} x {height}, longer than {MAX_ASPECT_RATIO}:1; crop it"
         raise ItemError(item, problem)

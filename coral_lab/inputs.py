@@ -15,6 +15,7 @@ from torch.nn.functional import normalize
 from transformers import BatchEncoding
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from coral_lab.augment import shift
 from coral_lab.images import ItemError, Picture
 from coral_lab.interleaved import Format, Product, Query, name_of, parts
 from coral_lab.models import Model
@@ -41,7 +42,9 @@ def prompt(model: Model, item: Item | Any, format: str | Format = "seq", name: s
     if isinstance(item, Product | Query):
         name = name_of(item)
         content = parts(item, format)
-        texts = [{"type": "text", "text": part} if isinstance(part, str) else {"type": "image"} for part in content]
+        texts = [
+            {"type": "text", "text": part} if isinstance(part, str) else {"type": "image"} for part in content
+        ]
         chat = [{"role": "user", "content": texts}]
         shown = (part for part in content if not isinstance(part, str))
         pictures = tuple(part.image if isinstance(part, Product) else part for part in shown)
@@ -51,7 +54,9 @@ def prompt(model: Model, item: Item | Any, format: str | Format = "seq", name: s
     found = text.count(model.processor.image_token)
     if found != len(pictures):
         token = model.processor.image_token
-        raise ItemError(name, f"{token} stands {found} times for {len(pictures)} pictures; take it out of the text")
+        raise ItemError(
+            name, f"{token} stands {found} times for {len(pictures)} pictures; take it out of the text"
+        )
     return Prompt(name, text, pictures)
 
 
@@ -72,7 +77,9 @@ def _chat(messages: Sequence[dict] | Any, name: str) -> tuple[list[dict], tuple[
                 raise ItemError(name, "has a video; coral_lab reads text and pictures")
             if picture is None and "text" not in entry:
                 raise ItemError(name, f"entry {entry!r:.80} has neither text nor image")
-            texts.append({"type": "image"} if picture is not None else {"type": "text", "text": entry["text"]})
+            texts.append(
+                {"type": "image"} if picture is not None else {"type": "text", "text": entry["text"]}
+            )
             pictures += [picture] if picture is not None else []
         chat.append({"role": message["role"], "content": texts})
     return chat, tuple(pictures)
@@ -86,14 +93,19 @@ class Vision:
     grids: dict[Hashable, Tensor]
 
 
-def see(model: Model, prompts: Sequence[Prompt]) -> Vision:
-    """Run the vision tower once for each distinct picture of the prompts."""
+def see(model: Model, prompts: Sequence[Prompt], augmented: bool = False) -> Vision:
+    """Run the vision tower once for each distinct picture of the prompts, moved a little if `augmented`."""
     found = model.pixels((picture, prompt.name) for prompt in prompts for picture in prompt.pictures)
     if not found:
         return Vision({}, {})
-    values = torch.cat([pair[0] for pair in found.values()]).to(model.device)
+    values = torch.cat([pair[0] for pair in found.values()])
     grids = torch.stack([pair[1] for pair in found.values()])
-    output = model.network.model.get_image_features(values, grids.to(model.device), return_dict=True)
+    if augmented:
+        processor = model.processor.image_processor
+        values = shift(values, grids, processor.merge_size, processor.patch_size)
+    output = model.network.model.get_image_features(
+        values.to(model.device), grids.to(model.device), return_dict=True
+    )
     return Vision(dict(zip(found, output.pooler_output, strict=True)), dict(zip(found, grids, strict=True)))
 
 
@@ -109,7 +121,9 @@ def tokenize(model: Model, prompts: Sequence[Prompt], vision: Vision, answers: S
     longest = model.network.config.text_config.max_position_embeddings
     for prompt, row in zip(prompts, ids, strict=True):
         if len(row) > longest:
-            raise ItemError(prompt.name, f"is {len(row):,} tokens long and the model reads {longest:,}; shorten it")
+            raise ItemError(
+                prompt.name, f"is {len(row):,} tokens long and the model reads {longest:,}; shorten it"
+            )
     rows = [head + tail for head, tail in zip(ids, tails, strict=True)]
     batch = tokenizer.pad({"input_ids": rows}, padding_side="left", return_tensors="pt")
     batch["mm_token_type_ids"] = (batch["input_ids"] == model.processor.image_token_id).int()
@@ -127,7 +141,9 @@ def _expand(model: Model, prompt: Prompt, vision: Vision, merge: int) -> str:
     return pieces[0] + "".join(token + piece for token, piece in zip(tokens, pieces[1:], strict=True))
 
 
-def read(model: Model, prompts: Sequence[Prompt], vision: Vision, batch: BatchEncoding) -> Float[Tensor, "row token dim"]:
+def read(
+    model: Model, prompts: Sequence[Prompt], vision: Vision, batch: BatchEncoding
+) -> Float[Tensor, "row token dim"]:
     """The text model's last hidden states, after its final norm. No LM head, no kept layers, no cache."""
     features = tuple(vision.features[key(picture)] for prompt in prompts for picture in prompt.pictures)
     inputs = {name: value.to(model.device) for name, value in batch.items() if name != "answer_lengths"}

@@ -49,7 +49,9 @@ class Product:
 
     def __post_init__(self):
         if not isinstance(self.id, str) or not self.id:
-            raise ItemError(f"product {self.id!r}", "the id is no text; give a non-empty str (MERIT uses str(idx))")
+            raise ItemError(
+                f"product {self.id!r}", "the id is no text; give a non-empty str (MERIT uses str(idx))"
+            )
         values = {k: (v,) if isinstance(v, str) else tuple(v) for k, v in self.attributes.items()}
         object.__setattr__(self, "attributes", MappingProxyType(values))
 
@@ -186,9 +188,13 @@ def _words(query: Query) -> tuple[str, list[str]]:
     """The instruction's opening, and the words before each reference; MERIT's own keys stay as they are."""
     table = _instructions()
     if query.language not in table:
-        raise ItemError(f"query {query.id!r}", f"language is {query.language!r}; choose one of {', '.join(table)}")
+        raise ItemError(
+            f"query {query.id!r}", f"language is {query.language!r}; choose one of {', '.join(table)}"
+        )
     words = table[query.language]
-    translations = cards()["classes"].get(query.class_name, {}).get("words", {}) if query.language != "en" else {}
+    translations = (
+        cards()["classes"].get(query.class_name, {}).get("words", {}) if query.language != "en" else {}
+    )
     name = translations.get(query.language, query.class_name)
     opening = words["find"].format(**{"class": name}) if name else words["anything"]
     asked = [words["attributes"].get(c.attribute, c.attribute) for c in query.conditions]
@@ -216,7 +222,9 @@ def cat(query: Query) -> Iterator[Part]:
 
 def describe(product: Product) -> str:
     """What the picture shows, in words: a stand-in for a captioner, written from the product's facts."""
-    facts = ", ".join(f"{key} {' '.join(product.attributes[key])}" for key in _SEEN if key in product.attributes)
+    facts = ", ".join(
+        f"{key} {' '.join(product.attributes[key])}" for key in _SEEN if key in product.attributes
+    )
     return f"[{product.class_name}{': ' if facts else ''}{facts}]"
 
 

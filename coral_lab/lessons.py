@@ -55,9 +55,9 @@ def _word(value: str) -> str:
     return value.replace(" ", "_")
 
 
-def answer_loss(model: Model, lessons: Sequence[Lesson]) -> Tensor:
+def answer_loss(model: Model, lessons: Sequence[Lesson], augmented: bool = False) -> Tensor:
     """Mean next-token cross-entropy over the answers' tokens, the end of turn included."""
-    logits, targets, _ = _answers(model, lessons)
+    logits, targets, _ = _answers(model, lessons, augmented)
     return cross_entropy(logits, targets)
 
 
@@ -84,10 +84,12 @@ def _spaced(text: str) -> list[str]:
     return [first, *(f" {word}" for word in others)]
 
 
-def _answers(model: Model, lessons: Sequence[Lesson]) -> tuple[Tensor, Tensor, list[int]]:
+def _answers(
+    model: Model, lessons: Sequence[Lesson], augmented: bool = False
+) -> tuple[Tensor, Tensor, list[int]]:
     """Logits [token, vocabulary] and ids [token] of all answers' tokens, and the answers' lengths."""
     prompts = [prompt(model, item) for item, _ in lessons]
-    vision = see(model, prompts)
+    vision = see(model, prompts, augmented)
     end = model.processor.tokenizer.eos_token
     batch = tokenize(model, prompts, vision, [text + end for _, text in lessons])
     hidden = read(model, prompts, vision, batch)

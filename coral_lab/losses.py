@@ -19,7 +19,9 @@ def info_nce(
     Raises ValueError if there are fewer candidates than queries.
     """
     if len(candidates) < len(queries):
-        raise ValueError(f"{len(candidates)} candidates for {len(queries)} queries; each needs its own positive")
+        raise ValueError(
+            f"{len(candidates)} candidates for {len(queries)} queries; each needs its own positive"
+        )
     scores = queries @ candidates.T / temperature
     target = torch.arange(len(queries), device=scores.device)
     if also_positive is not None:

@@ -55,7 +55,9 @@ def ndcg(
     return np.divide(gain, ideal, out=np.zeros(len(gain)), where=ideal > 0)
 
 
-def estimate(values: Float[np.ndarray, " query"], confidence: float = 0.95, resamples: int = 2000, seed: int = 0):
+def estimate(
+    values: Float[np.ndarray, " query"], confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+):
     """Mean over queries with its percentile bootstrap interval, as an Estimate; NaN for no queries."""
     values = np.asarray(values, float)
     if len(values) == 0:
@@ -81,7 +83,9 @@ class Difference:
     n: int
 
 
-def paired_difference(a: Float[np.ndarray, " query"], b: Float[np.ndarray, " query"], seed: int = 0) -> Difference:
+def paired_difference(
+    a: Float[np.ndarray, " query"], b: Float[np.ndarray, " query"], seed: int = 0
+) -> Difference:
     """How much higher `a` is than `b` on the same queries; two-sided sign-flip permutation test.
 
     Raises ValueError if the two do not pair up.

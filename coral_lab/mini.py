@@ -73,7 +73,10 @@ def _tokenizer(corpus) -> PreTrainedTokenizerFast:
 def _processor(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLProcessor:
     size = {"shortest_edge": 28 * 28, "longest_edge": PIXELS}
     return Qwen2_5_VLProcessor(
-        Qwen2VLImageProcessor(size=size), tokenizer, Qwen2VLVideoProcessor(size=size), chat_template=CHAT_TEMPLATE
+        Qwen2VLImageProcessor(size=size),
+        tokenizer,
+        Qwen2VLVideoProcessor(size=size),
+        chat_template=CHAT_TEMPLATE,
     )
 
 

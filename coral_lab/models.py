@@ -12,7 +12,12 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 from safetensors import safe_open
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
@@ -73,7 +78,9 @@ class Model:
         return f"Model({self.name!r}: {millions:,.1f} M parameters, {self.dim} dimensions, {kind})"
 
     def _repr_html_(self) -> str:
-        return html.block(f"<b>{escape(self.name)}</b> {html.grey(repr(self).partition(': ')[2].rstrip(')'))}")
+        return html.block(
+            f"<b>{escape(self.name)}</b> {html.grey(repr(self).partition(': ')[2].rstrip(')'))}"
+        )
 
 
 def load(
@@ -99,7 +106,9 @@ def load(
     if (folder / "adapter_config.json").is_file():
         base = _read_json(folder / "adapter_config.json").get("base_model_name_or_path")
         if not base:
-            raise CheckpointError(f"{folder}/adapter_config.json names no base model; set base_model_name_or_path")
+            raise CheckpointError(
+                f"{folder}/adapter_config.json names no base model; set base_model_name_or_path"
+            )
         network = _merge_adapter(_network(_folder(base, None, offline), dtype, device, attention), folder)
         processors = folder if (folder / "tokenizer_config.json").is_file() else _folder(base, None, offline)
     else:
@@ -127,40 +136,62 @@ def _folder(name: str, revision: str | None, offline: bool) -> Path:
     if name in SHIPPED:
         folder = DATA / SHIPPED[name]
         if not folder.is_dir():
-            raise CheckpointError(f"{name!r} should be in {folder}, which is missing; restore it, or run `make mini`")
+            raise CheckpointError(
+                f"{name!r} should be in {folder}, which is missing; restore it, or run `make mini`"
+            )
         return folder
     if Path(name).is_dir():
         return Path(name)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith((".", "/", "~")):
         names = ", ".join(SHIPPED)
-        raise CheckpointError(f"{name!r} is no folder, no hub id (owner/name) and none of {names}; check the spelling")
+        raise CheckpointError(
+            f"{name!r} is no folder, no hub id (owner/name) and none of {names}; check the spelling"
+        )
     return _download(name, revision, offline)
 
 
 def _download(name: str, revision: str | None, offline: bool) -> Path:
     at = f"{name!r}" + (f" at revision {revision!r}" if revision else "")
     try:
-        return Path(snapshot_download(name, revision=revision, local_files_only=offline, allow_patterns=FILES))
+        return Path(
+            snapshot_download(name, revision=revision, local_files_only=offline, allow_patterns=FILES)
+        )
     except RevisionNotFoundError as error:
-        raise CheckpointError(f"{at} does not exist on the hub; name one of its branches, tags or commits") from error
+        raise CheckpointError(
+            f"{at} does not exist on the hub; name one of its branches, tags or commits"
+        ) from error
     except RepositoryNotFoundError as error:
-        raise CheckpointError(f"{at} is not on the hub, or private; check it, or log in with `hf auth login`") from error
+        raise CheckpointError(
+            f"{at} is not on the hub, or private; check it, or log in with `hf auth login`"
+        ) from error
     except LocalEntryNotFoundError as error:
-        way = "load it once without offline" if offline else "check the network, or give the path of a local copy"
+        way = (
+            "load it once without offline"
+            if offline
+            else "check the network, or give the path of a local copy"
+        )
         raise CheckpointError(f"{at} is neither downloaded nor reachable; {way}") from error
     except OSError as error:  # HfHubHTTPError and requests' errors are OSErrors too
         if error.errno == errno.ENOSPC:
-            raise CheckpointError(f"no disk space left for {at}; free some, or set HF_HOME to another disk") from error
+            raise CheckpointError(
+                f"no disk space left for {at}; free some, or set HF_HOME to another disk"
+            ) from error
         if isinstance(error, HfHubHTTPError):
-            raise CheckpointError(f"the hub refused {at} ({error}); try later or give a local folder") from error
-        raise CheckpointError(f"{at} could not be downloaded ({error}); check the network and try again") from error
+            raise CheckpointError(
+                f"the hub refused {at} ({error}); try later or give a local folder"
+            ) from error
+        raise CheckpointError(
+            f"{at} could not be downloaded ({error}); check the network and try again"
+        ) from error
 
 
 def _read_json(file: Path) -> dict:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(f"{file} is missing; {file.parent} is no whole checkpoint, copy it again") from None
+        raise CheckpointError(
+            f"{file} is missing; {file.parent} is no whole checkpoint, copy it again"
+        ) from None
     except ValueError as error:
         raise CheckpointError(f"{file} is no JSON ({error}); copy it again") from error
 
@@ -169,9 +200,13 @@ def _network(folder: Path, dtype: torch.dtype, device: torch.device, attention: 
     """The model of a folder on the CPU or, where it fits, straight on its device; every weight accounted for."""
     architectures = _read_json(folder / "config.json").get("architectures")
     if architectures != [ARCHITECTURE]:
-        raise CheckpointError(f"{folder} is a {architectures} checkpoint; coral_lab reads {ARCHITECTURE} only")
+        raise CheckpointError(
+            f"{folder} is a {architectures} checkpoint; coral_lab reads {ARCHITECTURE} only"
+        )
     if not any(folder.glob("*.safetensors")):
-        raise CheckpointError(f"{folder} has no *.safetensors; convert its weights, pickled ones are not loaded")
+        raise CheckpointError(
+            f"{folder} has no *.safetensors; convert its weights, pickled ones are not loaded"
+        )
     if attention is None:
         has_flash = device.type == "cuda" and dtype != torch.float32 and find_spec("flash_attn") is not None
         attention = "flash_attention_2" if has_flash else "sdpa"
@@ -195,7 +230,9 @@ def _check_report(report: dict, folder: Path) -> None:
         if keys:
             few = ", ".join(keys[:3]) + (" …" if len(keys) > 3 else "")
             problem = f"{len(keys)} {kind.replace('_', ' ')} ({few})"
-            raise CheckpointError(f"{folder} has {problem}; it is incomplete or another model, download it again")
+            raise CheckpointError(
+                f"{folder} has {problem}; it is incomplete or another model, download it again"
+            )
 
 
 def _merge_adapter(network, folder: Path):
@@ -209,7 +246,9 @@ def _merge_adapter(network, folder: Path):
         saved, wanted = set(file.keys()), set(get_peft_model_state_dict(model))
     if saved != wanted:
         count = len(saved ^ wanted)
-        raise CheckpointError(f"{folder}: {count} adapter weights do not fit its base; use the base it was trained on")
+        raise CheckpointError(
+            f"{folder}: {count} adapter weights do not fit its base; use the base it was trained on"
+        )
     return model.merge_and_unload()
 
 
@@ -219,6 +258,44 @@ def _processor(folder: Path) -> Qwen2_5_VLProcessor:
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{folder} has no working processor: {error}") from error
     if not isinstance(processor, Qwen2_5_VLProcessor) or not processor.chat_template:
-        raise CheckpointError(f"{folder} has a {type(processor).__name__}, not a Qwen2.5-VL one with a chat template")
+        raise CheckpointError(
+            f"{folder} has a {type(processor).__name__}, not a Qwen2.5-VL one with a chat template"
+        )
     processor.tokenizer.padding_side = "left"
     return processor
+
+
+def save(model: Model, folder: str | os.PathLike) -> None:
+    """Write a checkpoint that transformers, coral_lab and `SentenceTransformer(folder)` all load by its path alone."""
+    folder = Path(folder)
+    model.network.save_pretrained(folder)
+    model.processor.save_pretrained(folder)
+    for file, content in _sentence_transformers_files(model.dim).items():
+        (folder / file).parent.mkdir(exist_ok=True)
+        (folder / file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _sentence_transformers_files(dim: int) -> dict[str, list | dict]:
+    """Last-token pooling after the generation prompt; without these files mean pooling would be taken."""
+    modules = {
+        "": "sentence_transformers.base.modules.transformer.Transformer",
+        "1_Pooling": "sentence_transformers.sentence_transformer.modules.pooling.Pooling",
+        "2_Normalize": "sentence_transformers.base.modules.normalize.Normalize",
+    }
+    reads = {"method": "forward", "method_output_name": "last_hidden_state"}
+    kinds = {"text": reads, "image": reads, "message": reads | {"format": "structured"}}
+    return {
+        "modules.json": [
+            {"idx": i, "name": str(i), "path": path, "type": kind} for i, (path, kind) in enumerate(modules.items())
+        ],
+        "sentence_bert_config.json": {
+            "transformer_task": "feature-extraction", "modality_config": kinds,
+            "module_output_name": "token_embeddings",
+            "processing_kwargs": {"chat_template": {"add_generation_prompt": True}},
+        },
+        "1_Pooling/config.json": {"embedding_dimension": dim, "pooling_mode": "lasttoken", "include_prompt": True},
+        "2_Normalize/config.json": {
+            "module_input_name": "sentence_embedding", "module_output_name": "sentence_embedding"
+        },
+        "config_sentence_transformers.json": {"model_type": "SentenceTransformer", "similarity_fn_name": "cosine"},
+    }  # fmt: skip

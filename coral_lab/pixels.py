@@ -4,7 +4,6 @@ from collections.abc import Hashable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import torch
 from jaxtyping import Float32, Int64
 from qwen_vl_utils.vision_process import fetch_image
 from torch import Tensor

@@ -40,11 +40,15 @@ def _best(scores: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _check(queries: np.ndarray, candidates: np.ndarray, k: int) -> None:
     if queries.ndim != 2 or candidates.ndim != 2 or queries.shape[1] != candidates.shape[1]:
-        raise ValueError(f"shapes are {queries.shape} and {candidates.shape}; give [query, dim] and [candidate, dim]")
+        raise ValueError(
+            f"shapes are {queries.shape} and {candidates.shape}; give [query, dim] and [candidate, dim]"
+        )
     if k < 1:
         raise ValueError(f"k is {k}; ask for at least 1")
     for name, array in (("queries", queries), ("candidates", candidates)):
         with np.errstate(invalid="ignore"):  # infinities of both signs
             total = array.sum(dtype=np.float64)
         if not np.isfinite(total):
-            raise ValueError(f"{name} hold NaN or infinity in row {int(np.argmin(np.isfinite(array).all(1)))}")
+            raise ValueError(
+                f"{name} hold NaN or infinity in row {int(np.argmin(np.isfinite(array).all(1)))}"
+            )

@@ -18,7 +18,14 @@ from coral_lab.catalogue import LANGUAGES, catalogue, retitle
 from coral_lab.evaluation import evaluate
 from coral_lab.inputs import Prompt, embed, prompt, see
 from coral_lab.interleaved import Dataset, Product, Query, parts
-from coral_lab.lessons import answer_loss, picture_lesson, product_lesson, query_lesson, slot_accuracy, title_lesson
+from coral_lab.lessons import (
+    answer_loss,
+    picture_lesson,
+    product_lesson,
+    query_lesson,
+    slot_accuracy,
+    title_lesson,
+)
 from coral_lab.losses import info_nce
 from coral_lab.mini import untrained
 from coral_lab.models import Model
@@ -27,13 +34,14 @@ from coral_lab.training import Objective, TrainConfig, train
 
 @dataclass(frozen=True)
 class Mixture:
-    """How many of each lesson a step has, until this share of the steps is done."""
+    """How many of each lesson a step has, until this share of the steps is done; pictures may be `moved` a little."""
 
     until: float
     pictures: int
     titles: int = 0
     products: int = 0
     queries: int = 0
+    moved: bool = False
 
 
 BASE = (
@@ -41,6 +49,12 @@ BASE = (
     Mixture(0.70, pictures=96, titles=96),
     Mixture(1.00, pictures=48, titles=48, products=32, queries=48),
 )
+REVIEW = (
+    Mixture(0.60, pictures=128, titles=32, moved=True),
+    Mixture(1.00, pictures=64, titles=32, products=32, queries=48, moved=True),
+)
+"""After BASE the finest things, brand marks and patterns, are still being learnt: look again, at moved pictures."""
+
 TRANSLATED = 0.5  # share of products whose title is put in another language
 FOREIGN = 0.2  # share of queries whose instruction is not English
 
@@ -55,11 +69,13 @@ def corpus(shop: Dataset, limit: int = 4000):
             yield from (part for part in parts(replace(query, language=language)) if isinstance(part, str))
 
 
-def base_objective(model: Model, shop: Dataset, config: TrainConfig) -> Objective:
-    """Next-token loss on the lessons of BASE, one term a kind of lesson."""
+def base_objective(
+    model: Model, shop: Dataset, config: TrainConfig, mixtures: Sequence[Mixture] = BASE
+) -> Objective:
+    """Next-token loss on lessons in the given mixtures, one term a kind of lesson."""
 
     def objective(step: int) -> Mapping[str, Tensor]:
-        mixture = next(mix for mix in BASE if step < mix.until * config.steps)
+        mixture = next(mix for mix in mixtures if step < mix.until * config.steps)
         rng = Random(f"{config.seed}/base/{step}")
         pick = partial(_pick, shop, rng)
         kinds = {
@@ -68,7 +84,9 @@ def base_objective(model: Model, shop: Dataset, config: TrainConfig) -> Objectiv
             "know": [product_lesson(product) for product in pick(mixture.products)],
             "ask": [query_lesson(_varied(query, rng)) for query in rng.sample(shop.queries, mixture.queries)],
         }
-        return {name: answer_loss(model, lessons) for name, lessons in kinds.items() if lessons}
+        return {
+            name: answer_loss(model, lessons, mixture.moved) for name, lessons in kinds.items() if lessons
+        }
 
     return objective
 
@@ -115,12 +133,14 @@ def contrastive_objective(
     def objective(step: int) -> Mapping[str, Tensor]:
         rng = Random(f"{config.seed}/contrastive/{step}")
         close = rng.random() < 0.75 * min(1.0, 2 * step / config.steps)
-        source = [q for name in rng.sample(sorted(by_class), 2) for q in by_class[name]] if close else shop.queries
+        source = (
+            [q for name in rng.sample(sorted(by_class), 2) for q in by_class[name]] if close else shop.queries
+        )
         queries = rng.sample(source, min(batch_size, len(source)))
         positives = [shop.by_id[rng.choice(query.positives)] for query in queries]
         prompts = [prompt(model, _varied(query, rng)) for query in queries]
         candidates = [prompt(model, _translated(product, rng)) for product in positives]
-        embeddings = embed_all(model, [prompts, candidates])
+        embeddings = embed_all(model, [prompts, candidates], augmented=True)
         ids = [product.id for product in positives]
         known = torch.tensor([[id in right for id in ids] for right in (set(q.positives) for q in queries)])
         return {"contrastive": info_nce(*embeddings, temperature, known.to(embeddings[0].device))}
@@ -128,18 +148,23 @@ def contrastive_objective(
     return objective
 
 
-def embed_all(model: Model, groups: Sequence[Sequence[Prompt]], chunk: int = 32) -> list[Tensor]:
+def embed_all(
+    model: Model, groups: Sequence[Sequence[Prompt]], chunk: int = 32, augmented: bool = False
+) -> list[Tensor]:
     """Embeddings [prompt, dim] of each group of prompts, with gradients.
 
     Each distinct picture is looked at once for all groups; prompts of like length are read together.
     """
-    vision = see(model, [prompt for group in groups for prompt in group])
+    vision = see(model, [prompt for group in groups for prompt in group], augmented)
     return [_embed_sorted(model, group, vision, chunk) for group in groups]
 
 
 def _embed_sorted(model: Model, prompts: Sequence[Prompt], vision, chunk: int) -> Tensor:
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i].pictures), len(prompts[i].text)))
-    rows = [embed(model, [prompts[i] for i in order[at : at + chunk]], vision) for at in range(0, len(order), chunk)]
+    rows = [
+        embed(model, [prompts[i] for i in order[at : at + chunk]], vision)
+        for at in range(0, len(order), chunk)
+    ]
     back = torch.empty(len(order), dtype=torch.long)
     back[order] = torch.arange(len(order))
     return torch.cat(rows)[back.to(rows[0].device)]
@@ -160,24 +185,26 @@ PIXEL_CACHE = 4 * 2**30  # bytes; all of MERIT-mini at coral-mini's resolution
 
 DEFAULTS = {
     "base": TrainConfig(steps=1600, learning_rate=2e-3, evaluate_every=100),
+    "review": TrainConfig(steps=600, learning_rate=1.5e-3, warmup=50, evaluate_every=100),
     "contrastive": TrainConfig(steps=1000, learning_rate=1e-3, evaluate_every=100),
 }
 """What `make mini` trains coral-mini with."""
 
 
 def run(stage: str, model: Model | None, out: str | Path, config: TrainConfig | None = None) -> Model:
-    """Train one stage on MERIT-mini and save it in `out`: "base" (from scratch without a model) or "contrastive".
-
-    Raises ValueError for another stage, or a contrastive one without a model to start from.
+    """Train one stage on MERIT-mini and save it in `out`: "base" (from scratch without a model), its "review", or
+    "contrastive". Raises ValueError for another stage, or a later one without a model to start from.
     """
     if stage not in DEFAULTS:
         raise ValueError(f"stage is {stage!r}; choose one of {', '.join(DEFAULTS)}")
     config, shop = config or DEFAULTS[stage], catalogue("mini", "train")
-    if stage == "base":
-        model = model or untrained(corpus(shop), config.seed)
-        objective, evaluation = base_objective(model, shop, config), base_evaluation(model)
-    elif model is None:
-        raise ValueError("contrastive training starts from a model; name one, e.g. mini-base")
+    if stage == "base" and model is None:
+        model = untrained(corpus(shop), config.seed)
+    if model is None:
+        raise ValueError(f"{stage} training starts from a model; name one, e.g. mini-base")
+    if stage in ("base", "review"):
+        mixtures = BASE if stage == "base" else REVIEW
+        objective, evaluation = base_objective(model, shop, config, mixtures), base_evaluation(model)
     else:
         objective, evaluation = contrastive_objective(model, shop, config), contrastive_evaluation(model)
     model.pixels.limit = PIXEL_CACHE

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from coral_lab.models import Model
+from coral_lab.models import Model, save
 
 Objective = Callable[[int], Mapping[str, Tensor]]
 
@@ -36,7 +36,9 @@ class TrainConfig:
 
     def __post_init__(self):
         if self.steps < 1 or self.learning_rate <= 0:
-            raise ValueError(f"steps is {self.steps} and learning_rate {self.learning_rate}; both must be positive")
+            raise ValueError(
+                f"steps is {self.steps} and learning_rate {self.learning_rate}; both must be positive"
+            )
 
 
 def train(
@@ -58,7 +60,9 @@ def train(
     log = Log(out / "log.csv", state["step"])
     started = time.perf_counter() - state["seconds"]
     model.network.train()
-    for step in tqdm(range(state["step"], config.steps), initial=state["step"], total=config.steps, desc=out.name):
+    for step in tqdm(
+        range(state["step"], config.steps), initial=state["step"], total=config.steps, desc=out.name
+    ):
         row = _step(model, objective, optimizer, config, step)
         done = step + 1
         if evaluate and (done % config.evaluate_every == 0 or done == config.steps):
@@ -70,8 +74,7 @@ def train(
         if done % config.checkpoint_every == 0 or done == config.steps:
             _save_state(out / "state.pt", model, optimizer, config, done, seconds)
     model.network.eval()
-    model.network.save_pretrained(out)
-    model.processor.save_pretrained(out)
+    save(model, out)
     return model
 
 
@@ -91,13 +94,18 @@ def _step(model: Model, objective: Objective, optimizer, config: TrainConfig, st
     total = sum(terms.values())
     if not torch.isfinite(total):
         named = {name: value.item() for name, value in terms.items()}
-        raise FloatingPointError(f"loss at step {step} is {named}; lower the learning rate, or look at this batch")
+        raise FloatingPointError(
+            f"loss at step {step} is {named}; lower the learning rate, or look at this batch"
+        )
     total.backward()
     norm = nn.utils.clip_grad_norm_(model.network.parameters(), config.clip)
     optimizer.step()
     optimizer.zero_grad()
     rate = optimizer.param_groups[0]["lr"]
-    return {name: value.item() for name, value in terms.items()} | {"gradient_norm": norm.item(), "learning_rate": rate}
+    return {name: value.item() for name, value in terms.items()} | {
+        "gradient_norm": norm.item(),
+        "learning_rate": rate,
+    }
 
 
 def _optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
@@ -114,7 +122,9 @@ def _save_state(file: Path, model: Model, optimizer, config: TrainConfig, step: 
     state = {"step": step, "seconds": seconds, "config": asdict(config), "network": model.network.state_dict(),
              "optimizer": optimizer.state_dict()}  # fmt: skip
     torch.save(state, file.with_suffix(".tmp"))
-    os.replace(file.with_suffix(".tmp"), file)  # a kill leaves the old state or the new one, never half of one
+    os.replace(
+        file.with_suffix(".tmp"), file
+    )  # a kill leaves the old state or the new one, never half of one
 
 
 def _resume(file: Path, model: Model, optimizer, config: TrainConfig) -> dict:
@@ -122,7 +132,9 @@ def _resume(file: Path, model: Model, optimizer, config: TrainConfig) -> dict:
         return {"step": 0, "seconds": 0.0}
     state = torch.load(file, weights_only=True)
     if state["config"] != asdict(config):
-        raise ValueError(f"{file} was made with {state['config']}, not {asdict(config)}; choose another folder")
+        raise ValueError(
+            f"{file} was made with {state['config']}, not {asdict(config)}; choose another folder"
+        )
     model.network.load_state_dict(state["network"])
     optimizer.load_state_dict(state["optimizer"])
     return state

@@ -39,9 +39,10 @@ def random_model(shop):
 @pytest.fixture(scope="session")
 def random_folder(random_model, tmp_path_factory) -> Path:
     """The random model saved as a checkpoint, under a path with a space."""
+    from coral_lab.models import save
+
     folder = tmp_path_factory.mktemp("check points") / "random"
-    random_model.network.save_pretrained(folder)
-    random_model.processor.save_pretrained(folder)
+    save(random_model, folder)
     return folder
 
 

@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from qwen_vl_utils import process_vision_info
 
-from coral_lab import Condition, ItemError, Product, Query, encode, load, messages
+from coral_lab import Condition, ItemError, Product, Query, encode, inputs, load, messages
 from coral_lab import encoder as encoder_module
-from coral_lab import inputs
 from tests.conftest import noise
 
 
@@ -113,7 +112,9 @@ def test_our_tokens_are_the_processors(random_model, mixed_queries):
     ours = inputs.tokenize(random_model, prompts, inputs.see(random_model, prompts))
     images = [[fetch_image({"image": picture}) for picture in prompt.pictures] for prompt in prompts]
     flat = [image for group in images for image in group]
-    theirs = random_model.processor(text=[p.text for p in prompts], images=flat, padding=True, return_tensors="pt")
+    theirs = random_model.processor(
+        text=[p.text for p in prompts], images=flat, padding=True, return_tensors="pt"
+    )
     for name in ("input_ids", "attention_mask", "mm_token_type_ids", "image_grid_thw"):
         assert torch.equal(ours[name], theirs[name]), name
 
@@ -134,7 +135,9 @@ def test_last_kept_layer_is_the_final_norm_output(random_model, shop):
         output = random_model.network(
             **batch, pixel_values=next(iter(pixels.values()))[0], output_hidden_states=True, use_cache=False
         )
-        torch.testing.assert_close(output.hidden_states[-1], inputs.read(random_model, prompts, vision, batch))
+        torch.testing.assert_close(
+            output.hidden_states[-1], inputs.read(random_model, prompts, vision, batch)
+        )
 
 
 def test_a_picture_shown_twice_is_looked_at_once(random_model, shop, monkeypatch):

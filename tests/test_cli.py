@@ -1,0 +1,90 @@
+"""The command line writes what it promises, and says in one line what is wrong."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from coral_lab import encode, load
+from coral_lab.cli import main
+from coral_lab.demo import demo
+
+
+def test_evaluate_writes_metrics_run_and_breakdown(random_folder, tmp_path, capsys):
+    files = {name: tmp_path / "new folder" / f"out.{name}" for name in ("json", "trec", "csv")}
+    arguments = ["--json", str(files["json"]), "--run", str(files["trec"]), "--csv", str(files["csv"])]
+    assert (
+        main(["evaluate", "--model", str(random_folder), "--split", "val", "--limit", "20", *arguments]) == 0
+    )
+    written = json.loads(files["json"].read_text())
+    assert set(written["metrics"]) >= {"R@1", "R@5", "R@10", "MRR@10"}
+    assert all(0 <= value <= 1 for value in written["metrics"].values())
+    assert (written["n_queries"], written["pool"]) == (20, 1500)
+    assert written["seconds"] > 0
+    assert len(pd.read_csv(files["trec"], sep=" ", header=None)) == 20 * 100
+    assert "overall" in set(pd.read_csv(files["csv"])["group"])
+    assert "R@10" in capsys.readouterr().out
+
+
+def test_evaluate_attributes_asks_for_each_source_and_language(random_folder, tmp_path, capsys):
+    out = tmp_path / "attributes.csv"
+    arguments = ["evaluate", "--attributes", "--limit", "4", "--model", str(random_folder), "--csv", str(out)]
+    assert main(arguments) == 0
+    table = pd.read_csv(out)
+    assert set(table["source"]) == {"picture", *(f"title {x}" for x in ("en", "id", "ms", "th", "vi"))}
+    assert set(table.loc[table["source"] == "picture", "attribute"]) == {
+        "class", "color", "pattern", "brand", "shape", "trim"
+    }  # fmt: skip
+    assert not set(table.loc[table["source"] != "picture", "attribute"]) & {"shape", "trim"}
+
+
+def test_encode_writes_numpy_and_parquet(random_folder, shop, tmp_path):
+    expected = encode(load(random_folder), shop.products[:4])
+    for suffix in ("npy", "parquet"):
+        out = tmp_path / f"e.{suffix}"
+        assert main(["encode", "--model", str(random_folder), "--limit", "4", "--out", str(out)]) == 0
+    np.testing.assert_allclose(np.load(tmp_path / "e.npy"), expected, atol=1e-5)
+    frame = pd.read_parquet(tmp_path / "e.parquet")
+    assert frame["id"].tolist() == [product.id for product in shop.products[:4]]
+    np.testing.assert_allclose(np.stack(frame["embedding"].tolist()), expected, atol=1e-5)
+
+
+def test_demo_shows_five_hits_and_writes_the_page(tmp_path, capsys):
+    out = tmp_path / "build" / "demo.html"
+    result = demo("mini", out, queries=40)
+    said = capsys.readouterr().out
+    assert all(f"{rank}. " in said for rank in range(1, 6))
+    assert str(result.metrics["R@10"]) in said
+    page = out.read_text(encoding="utf-8")
+    assert page.count("<img") >= 10
+    assert "http://" not in page
+    assert "https://" not in page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["evaluate", "--model", "minni"], "check the spelling"),
+        (["evaluate", "--data", "maxi"], "the names are mini"),
+        (["evaluate", "--split", "best"], "the splits are train, test, val"),
+        (["encode", "--out", "e.txt"], "end it in .npy or .parquet"),
+        (["train", "--stage", "contrastive", "--out", "nowhere"], "starts from a model"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(arguments, says, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert "Traceback" not in error
+
+
+def test_the_module_runs_and_help_is_quick():
+    ran = subprocess.run(
+        [sys.executable, "-m", "coral_lab", "--help"], capture_output=True, text=True, check=True
+    )
+    for command in ("demo", "evaluate", "encode", "train", "data"):
+        assert command in ran.stdout

@@ -1,0 +1,147 @@
+"""Searching and measuring: the paper's metrics, references left out, breakdowns and exports."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from coral_lab import Condition, ItemError, Product, Query, encode, evaluate, index
+from coral_lab.evaluation import Index, ranking
+from coral_lab.search import top_k
+
+
+@pytest.fixture(scope="module")
+def pool(random_model, shop):
+    return index(random_model, shop.products[:120])
+
+
+@pytest.fixture(scope="module")
+def queries(shop, pool):
+    return [query for query in shop.queries if any(id in pool.rows for id in query.positives)][:40]
+
+
+@pytest.fixture(scope="module")
+def result(random_model, pool, queries):
+    return evaluate(random_model, queries, pool)
+
+
+def test_index_is_the_encoded_pool(random_model, shop, pool):
+    np.testing.assert_allclose(pool.embeddings[:3], encode(random_model, shop.products[:3]), atol=1e-5)
+    assert "120 products" in repr(pool)
+
+
+def test_search_ranks_by_dot_product(random_model, pool, queries):
+    hits = pool.search(queries[0], k=5, exclude_references=False)
+    scores, rows = top_k(encode(random_model, queries[0]), pool.embeddings, 5)
+    assert [hit.product.id for hit in hits] == [pool.products[row].id for row in rows[0]]
+    np.testing.assert_allclose([hit.score for hit in hits], scores[0], atol=1e-6)
+    assert [hit.rank for hit in hits] == [1, 2, 3, 4, 5]
+
+
+def toy_index(scores: list[float], shop) -> Index:
+    """Products whose score against the query [1, 0] is given."""
+    rows = np.array([[score, np.sqrt(1 - score**2)] for score in scores], np.float32)
+    return Index(None, shop.products[: len(scores)], rows)
+
+
+def test_references_are_left_out_unless_they_are_positives(shop):
+    pool = toy_index([0.9, 0.8, 0.7, 0.6], shop)
+    best, second = shop.products[:2]
+    query = Query("q", "bag", (Condition("brand", best), Condition("color", second)), positives=(second.id,))
+    embedding = np.array([[1, 0]], np.float32)
+    assert ranking([query], embedding, pool, 2)[1].tolist() == [[1, 2]]
+    assert ranking([query], embedding, pool, 2, exclude_references=False)[1].tolist() == [[0, 1]]
+
+
+def test_a_pool_with_too_few_products_is_padded(shop):
+    pool = toy_index([0.9, 0.8], shop)
+    query = Query("q", "bag", (Condition("brand", shop.products[0]),))
+    scores, rows = ranking([query], np.array([[1, 0]], np.float32), pool, 3)
+    assert rows.tolist() == [[1, -1]]
+    assert np.isnan(scores[0, 1])
+
+
+def test_metrics_are_those_of_a_plain_loop(result, queries):
+    ranks = []
+    for query, row in zip(queries, result.rows, strict=True):
+        places = [place for place, at in enumerate(row[:10], 1) if result.products[at].id in query.positives]
+        ranks.append(places[0] if places else -1)
+    for k in (1, 5, 10):
+        assert result.metrics[f"R@{k}"].mean == pytest.approx(np.mean([1 <= rank <= k for rank in ranks]))
+    assert result.metrics["MRR@10"].mean == pytest.approx(
+        np.mean([1 / rank if rank > 0 else 0 for rank in ranks])
+    )
+    assert result.per_query["rank"].tolist() == ranks
+
+
+def test_nothing_a_query_shows_is_among_its_results(result, queries):
+    for query, row in zip(queries, result.rows, strict=True):
+        shown = {product.id for product in query.references} - set(query.positives)
+        assert not shown & {result.products[at].id for at in row if at >= 0}
+
+
+def test_breakdowns_count_every_query_in_its_groups(result, queries):
+    assert result.by("class")["queries"].sum() == len(queries)
+    assert result.by("conditions")["queries"].sum() == len(queries)
+    assert result.by("attribute")["queries"].sum() == sum(len(query.conditions) for query in queries)
+    table = result.table()
+    assert set(table["group"]) == {"overall", "language", "class", "attribute", "conditions"}
+    assert (table["R@10 low"] <= table["R@10"]).all()
+    assert (table["R@10"] <= table["R@10 high"]).all()
+    with pytest.raises(ValueError, match="choose language, class, attribute or conditions"):
+        result.by("colour")
+
+
+def test_trec_run_and_json_say_what_was_measured(result, queries, tmp_path):
+    result.write_trec(tmp_path / "run.trec")
+    run = pd.read_csv(tmp_path / "run.trec", sep=" ", header=None, dtype={2: str})
+    first = run[(run[0] == queries[0].id) & (run[3] == 1)].iloc[0]
+    assert first[2] == result.products[result.rows[0, 0]].id
+    assert run.groupby(0)[4].is_monotonic_decreasing.all()
+    result.write_json(tmp_path / "out.json", seconds=1.5)
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert written["metrics"]["R@1"] == result.metrics["R@1"].mean
+    assert {"n_queries", "pool", "model", "seconds"} < written.keys()
+
+
+def test_our_ndcg_and_mrr_are_ranx_own(result, queries):
+    from ranx import Qrels, Run
+    from ranx import evaluate as ranx_evaluate
+
+    in_pool = {product.id for product in result.products}
+    truth = Qrels({q.id: {id: 1 for id in q.positives if id in in_pool} for q in queries})
+    run = Run({
+        q.id: {result.products[row].id: float(-rank) for rank, row in enumerate(rows) if row >= 0}
+        for q, rows in zip(queries, result.rows, strict=True)
+    })  # fmt: skip
+    theirs = ranx_evaluate(truth, run, ["ndcg@10", "mrr@10", "hit_rate@5"])
+    assert result.metrics["nDCG@10"].mean == pytest.approx(theirs["ndcg@10"])
+    assert result.metrics["MRR@10"].mean == pytest.approx(theirs["mrr@10"])
+    assert result.metrics["R@5"].mean == pytest.approx(theirs["hit_rate@5"])
+
+
+def test_hits_show_themselves_as_a_gallery(pool, queries):
+    hits = pool.search(queries[0], k=3)
+    page = hits._repr_html_()
+    assert page.count("<img") == 3 + len(queries[0].references)
+    for hit in hits:
+        assert f"{hit.score:.3f}" in page
+    assert "✓" in page or "✗" in page
+    assert len(hits.table()) == len(hits) == 3
+    assert {"rank", "score", "id", "positive"} < set(hits.table().columns)
+    assert hits[0].product.id in repr(hits)
+
+
+def test_bad_pools_and_queries_are_named(random_model, shop, pool, queries):
+    with pytest.raises(ValueError, match="the pool has no products"):
+        index(random_model, [])
+    with pytest.raises(ItemError, match=f"product {shop.products[0].id}.*stands twice"):
+        index(random_model, [shop.products[0], Product(shop.products[0].id)])
+    with pytest.raises(ValueError, match="0 queries"):
+        evaluate(random_model, [], pool)
+    lost = Query("lost", "bag", text="something", positives=("nowhere",))
+    with pytest.raises(ItemError, match="query lost: none of its 1 positives is in the pool"):
+        evaluate(random_model, [lost], pool)
+    with pytest.raises(ValueError, match="depth 3"):
+        evaluate(random_model, queries, pool, k=3)

@@ -1,0 +1,90 @@
+"""Pieces of HTML: escaped, balanced, and readable without colour or network."""
+
+from html.parser import HTMLParser
+
+import pytest
+
+from coral_lab import html
+
+HOSTILE = '"><script>alert(1)</script>'
+
+
+class Reader(HTMLParser):
+    """Collects the text and the attributes, and whether every tag that was opened is closed."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.open, self.tags, self.text = [], [], ""
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("img", "meta", "br", "html", "body"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in ("html", "body"):
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        html.picture("data:,", 96, HOSTILE),
+        html.picture(None, 96, HOSTILE),
+        html.grey(HOSTILE),
+        html.verdict(HOSTILE, None),
+        html.page(
+            HOSTILE, html.row([html.card(html.picture(None, 9, ""), [html.grey("a"), ""], accent="#123456")])
+        ),
+        html.block(html.verdict("color", True)),
+    ],
+)
+def test_pieces_are_balanced_and_escaped(piece):
+    reader = Reader(piece)
+    assert not reader.open
+    assert "script" not in [tag for tag, _ in reader.tags]
+
+
+def test_a_picture_has_its_size_and_its_words():
+    [(tag, attributes)] = Reader(html.picture("data:,x", 96, HOSTILE)).tags
+    assert tag == "img"
+    assert (attributes["src"], attributes["alt"]) == ("data:,x", HOSTILE)
+    assert "width:96px;height:96px" in attributes["style"]
+
+
+def test_no_picture_is_said_in_words():
+    reader = Reader(html.picture(None, 96, "bag"))
+    assert reader.text == "no picture"
+    assert [tag for tag, _ in reader.tags] == ["span"]
+
+
+@pytest.mark.parametrize(("met", "sign"), [(True, "✓"), (False, "✗"), (None, "?")])
+def test_a_verdict_can_be_read_without_colour(met, sign):
+    assert Reader(html.verdict("color & size", met)).text == f"{sign} color & size"
+
+
+def test_the_three_verdicts_differ_in_colour_too():
+    assert len({Reader(html.verdict("color", met)).tags[0][1]["style"] for met in (True, False, None)}) == 3
+
+
+def test_a_card_has_a_line_for_each_line_that_says_something():
+    reader = Reader(html.card("", ["one", "", "two"], width=77, accent=html.RED))
+    assert [tag for tag, _ in reader.tags] == ["div"] * 3
+    assert reader.text == "onetwo"
+    assert "width:77px" in reader.tags[0][1]["style"]
+    assert html.RED in reader.tags[0][1]["style"]
+    assert html.RED not in html.card("", ["one"])
+
+
+def test_a_page_asks_the_network_for_nothing():
+    page = html.page("Title", html.picture("data:,x", 9, "bag"))
+    reader = Reader(page)
+    assert page.startswith("<!doctype html>")
+    assert "http" not in page
+    assert not {"link", "script", "iframe"} & {tag for tag, _ in reader.tags}
+    assert reader.text.count("Title") == 2

@@ -1,0 +1,377 @@
+"""Products, conditions and queries: frozen data, the card's messages byte for byte, and every prompt format."""
+
+import copy
+import io
+import pickle
+import unicodedata
+from dataclasses import FrozenInstanceError, replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from coral_lab.cards import cards
+from coral_lab.images import ItemError, open_image
+from coral_lab.interleaved import AS_IMAGE, FORMATS, Condition, Dataset, Product, Query, messages, parts
+from tests import model_card
+
+HOSTILE = "<script>alert(\"1\")</script>\n'quoted' & <b>bold"
+
+
+def reference(number: int, **changes) -> Product:
+    image = Image.new("RGB", (10 * number, 20), (number, 0, 0))
+    facts = {
+        "id": f"p{number}",
+        "title": f"Title {number}",
+        "image": image,
+        "class_name": "handbag",
+        "language": "en",
+    }
+    return Product(**{**facts, **changes})
+
+
+def asking(*products: Product, **changes) -> Query:
+    conditions = tuple(Condition("brand", product) for product in products)
+    return Query(**{"id": "q1", "class_name": "backpack", "conditions": conditions, **changes})
+
+
+def text_of(query: Query, format="seq") -> str:
+    return "".join(part for part in parts(query, format) if isinstance(part, str))
+
+
+@pytest.fixture
+def card_products() -> list[Product]:
+    """The model card's three products. Its titles were written without raw strings, so some hold a tab."""
+    titles = [
+        "Ransel MOSSDOOM Polyester dengan Ruang Komputer dan Penyimpanan Besar, Ukuran "
+        "$30 \times 12 \times 38$ cm , Berat 0.32 kg.",
+        "Elegant Pink Flats with Low Heel and Buckle Closure for Stylish Party Wear",
+        "MOSSDOOM Elegant Pink PU Leather Handbag with Chain Strap and Large Capacity, Compact Size "
+        "$18 \times 9.5 \times 15 \\mathrm{~cm}$.",
+    ]
+    return [Product(str(i), title, f"CORAL/images/product_{i}.png") for i, title in enumerate(titles, 1)]
+
+
+def test_the_messages_are_the_model_cards_byte_for_byte(card_products):
+    bag, shoe, wanted = card_products
+    conditions = (Condition("brand", bag), Condition("fashion style", shoe))
+    query = Query("card", "backpack", conditions, " with a quilted texture and a chain strap.")
+    card_query, card_candidate = model_card.messages()
+    assert messages(query) == card_query
+    assert messages(wanted) == card_candidate
+
+
+# ---- data
+
+
+def test_nothing_can_be_changed():
+    query = asking(reference(1))
+    for item, name in [(query, "text"), (query.conditions[0], "value"), (reference(1), "title")]:
+        with pytest.raises(FrozenInstanceError):
+            setattr(item, name, "other")
+    with pytest.raises(TypeError):
+        reference(1, attributes={"color": ("red",)}).attributes["color"] = ("blue",)
+
+
+def test_attributes_do_not_follow_the_dict_they_came_from():
+    source = {"color": ("red",)}
+    product = reference(1, attributes=source)
+    source["color"] = ("blue",)
+    assert dict(product.attributes) == {"color": ("red",)}
+
+
+@pytest.mark.parametrize("id", ["", 17, None])
+def test_a_product_needs_an_id_of_text(id):
+    with pytest.raises((ItemError, TypeError)):  # TypeError where the tests check types
+        Product(id)
+
+
+def test_products_are_equal_when_their_ids_are():
+    assert reference(1) == reference(1, title="other")
+    assert hash(reference(1)) == hash(reference(1, title="other"))
+    assert reference(1) != reference(2)
+    assert reference(1) != "p1"
+    assert len({reference(1), reference(1), reference(2)}) == 2
+
+
+def test_queries_are_equal_when_what_they_ask_is():
+    query = asking(reference(1), reference(2))
+    assert query == asking(reference(1), reference(2))
+    assert hash(query) == hash(asking(reference(1), reference(2)))
+    assert query == query.edited(), "where a query came from is not what it asks"
+    for other in (
+        asking(reference(1)),
+        query.reordered((1, 0)),
+        replace(query, text=" in red"),
+        replace(query, id="q2"),
+    ):
+        assert query != other
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda item: pickle.loads(pickle.dumps(item))], ids=["deepcopy", "pickle"]
+)
+def test_copies_are_equal_and_whole(copied):
+    product = reference(1, country="SG", attributes={"color": ("red", "blue")})
+    query = asking(product, reference(2), text=" in red", positives=("p7",)).reordered((1, 0))
+    again = copied(query)
+    assert again == query
+    assert hash(again) == hash(query)
+    assert again.parent == query.parent
+    twin = again.references[1]
+    for name in ("id", "title", "class_name", "language", "country", "attributes"):
+        assert getattr(twin, name) == getattr(product, name)
+    assert twin.picture.tobytes() == product.picture.tobytes()
+
+
+@pytest.mark.parametrize("text", ["", "  \n"])
+def test_an_empty_query_is_an_error_that_names_it(text):
+    with pytest.raises(ItemError, match="query 'q-3': it is empty"):
+        Query("q-3", "", text=text)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "met"), [("red", True), ("blue", True), ("green", False), ("", None), (AS_IMAGE, None)]
+)
+def test_a_condition_is_met_or_not_or_has_no_word_for_it(wanted, met):
+    candidate = reference(1, attributes={"color": ("red", "blue"), "brand": ("green",)})
+    assert Condition("color", reference(2), wanted).met_by(candidate) is met
+
+
+def test_a_value_is_met_whole_not_by_a_part_of_its_word():
+    assert (
+        Condition("color", reference(2), "red").met_by(reference(1, attributes={"color": ("dark red",)}))
+        is False
+    )
+
+
+def test_a_product_without_the_attribute_does_not_meet_it():
+    assert Condition("color", reference(2), "red").met_by(reference(1)) is False
+
+
+@pytest.mark.parametrize(("languages", "expected"), [((), ""), (("th", "th"), "th"), (("th", "en"), "mixed")])
+def test_the_language_of_the_titles(languages, expected):
+    products = [reference(i, language=language) for i, language in enumerate(languages, 1)]
+    assert asking(*products).title_language == expected
+
+
+def test_a_product_is_found_by_its_id():
+    shop = Dataset("small shop", [reference(1), reference(2)], [])
+    assert shop.product("p2").title == "Title 2"
+    with pytest.raises(KeyError, match="no product 'p9' among the 2 of small shop"):
+        shop.product("p9")
+
+
+# ---- order of conditions
+
+TWENTY = asking(*(reference(i) for i in range(1, 21)))
+
+
+def test_twenty_conditions_keep_their_order():
+    assert [product.id for product in TWENTY.references] == [f"p{i}" for i in range(1, 21)]
+    pictures = [part.id for part in parts(TWENTY) if isinstance(part, Product)]
+    assert pictures == [f"p{i}" for i in range(1, 21)]
+    positions = [text_of(TWENTY).index(f"<Product {i}> ") for i in range(1, 21)]
+    assert positions == sorted(positions)
+
+
+@given(st.permutations(range(20)))
+def test_any_order_keeps_the_conditions_and_remembers_the_parent(order):
+    shuffled = TWENTY.reordered(order)
+    assert shuffled.parent is TWENTY
+    assert shuffled.conditions == tuple(TWENTY.conditions[i] for i in order)
+    assert set(shuffled.conditions) == set(TWENTY.conditions)
+    back = shuffled.reordered([order.index(i) for i in range(20)])
+    assert back == TWENTY
+    assert back.parent is shuffled
+
+
+@pytest.mark.parametrize("order", [(), (0,), (0, 0), (0, 1, 2), (1, 2), (-1, 0)])
+def test_an_order_that_is_no_permutation_is_refused(order):
+    with pytest.raises(ValueError, match=r"of query 'q1' is no permutation of \(0, 1\)"):
+        asking(reference(1), reference(2)).reordered(order)
+
+
+# ---- formats
+
+
+def bullets(query):
+    yield f"Find a {query.class_name}:"
+    for condition in query.conditions:
+        yield f"\n- {condition.attribute} of "
+        yield condition.product
+
+
+def test_a_format_of_ones_own_is_five_lines():
+    first, second = reference(1), reference(2)
+    expected = ["Find a backpack:\n- brand of ", first, "\n- brand of ", second]
+    assert parts(asking(first, second), bullets) == expected
+    content = messages(asking(first, second), bullets)[0]["content"]
+    assert [entry["type"] for entry in content] == ["text", "image", "text", "image"]
+
+
+@pytest.mark.parametrize("format", [*FORMATS, bullets])
+def test_a_query_of_words_alone_is_one_text_in_every_format(format):
+    [message] = messages(asking(text=" with a chain strap."), format)
+    [entry] = message["content"]
+    assert entry["type"] == "text"
+    assert "backpack" in entry["text"]
+    assert format is bullets or entry["text"] == "Find a product of backpack with a chain strap."
+
+
+def test_a_query_without_a_class_asks_for_a_product():
+    assert text_of(Query("q", "", text=" in red")) == "Find a product in red"
+
+
+def test_seq_puts_each_picture_between_its_words():
+    query = asking(reference(1), reference(2), text=" in red")
+    assert parts(query) == [
+        "Find a product of backpack that have the same brand with <Product 1> \n ",
+        reference(1),
+        "\n Title 1 </Product 1> and the same brand with <Product 2> ",
+        reference(2),
+        "\n Title 2 </Product 2> in red",
+    ]
+
+
+def test_cat_pastes_all_pictures_into_one_in_front_of_the_words():
+    query = asking(reference(1), reference(2, image=None), reference(3), text=" in red")
+    picture, text = parts(query, "cat")
+    assert picture.size == (10 + 30, 20)
+    assert [picture.getpixel((x, 0)) for x in (0, 9, 10, 39)] == [(1, 0, 0)] * 2 + [(3, 0, 0)] * 2
+    assert text == text_of(query, "seq")
+
+
+def test_caption_has_words_where_the_pictures_were():
+    described = reference(1, attributes={"color": ("red",), "brand": ("Vokari",), "material": ("silk",)})
+    query = asking(described, reference(2), text=" in red")
+    [text] = parts(query, "caption")
+    assert "<Product 1> \n [handbag: color red, brand Vokari]\n Title 1 </Product 1>" in text
+    assert "<Product 2> [handbag]\n Title 2 </Product 2> in red" in text
+
+
+@pytest.mark.parametrize("format", [*FORMATS, bullets])
+def test_a_reference_without_a_picture_leaves_only_its_words(format):
+    query = asking(reference(1, image=None))
+    [part] = parts(query, format)
+    assert isinstance(part, str)
+    assert "[handbag" not in part
+
+
+@pytest.mark.parametrize(
+    "nothing", [lambda query: (), lambda query: ["", " \n"], lambda query: [reference(1, image=None)]]
+)
+def test_a_format_that_yields_nothing_is_an_error_that_names_the_query(nothing):
+    with pytest.raises(ItemError, match="query q1: its format gives neither text nor picture"):
+        messages(asking(reference(1)), nothing)
+
+
+def test_an_unknown_format_is_told_the_formats_there_are():
+    with pytest.raises(ValueError, match="format is 'sequence'; use one of seq, cat, caption or a function"):
+        messages(asking(reference(1)), "sequence")
+
+
+def test_an_unknown_language_is_told_the_languages_there_are():
+    with pytest.raises(ItemError, match="query 'q1': language is 'vn'; choose one of en, id, ms, th, vi"):
+        messages(asking(reference(1), language="vn"))
+
+
+@pytest.mark.parametrize("language", ["id", "ms", "th", "vi"])
+@pytest.mark.parametrize("class_name", list(cards()["classes"]))
+def test_instructions_speak_the_querys_language(language, class_name):
+    words = {
+        "id": ("warna", "merek"),
+        "ms": ("warna", "jenama"),
+        "th": ("สี", "แบรนด์"),
+        "vi": ("màu sắc", "thương hiệu"),
+    }
+    conditions = (Condition("color", reference(1)), Condition("brand", reference(2)))
+    text = text_of(Query("q", class_name, conditions, language=language))
+    native = cards()["classes"][class_name]["words"][language]
+    assert 0 < text.index(native) < text.index(words[language][0]) < text.index(words[language][1])
+    assert "same" not in text
+    assert unicodedata.is_normalized("NFC", text)
+
+
+def test_a_word_without_translation_stays_as_merit_writes_it():
+    query = Query("q", "spaceship", (Condition("region of origin", reference(1)),), language="th")
+    assert "spaceship" in text_of(query)
+    assert "region of origin" in text_of(query)
+
+
+# ---- products and pictures
+
+
+def test_a_product_is_its_picture_and_its_title():
+    assert parts(reference(1)) == ["Represent the given product: ", reference(1), "\n Title 1"]
+    assert parts(reference(1, title="")) == ["Represent the given product: ", reference(1)]
+    assert parts(reference(1, image=None)) == ["Represent the given product: \n Title 1"]
+    assert reference(1, image=None).picture is None
+    assert reference(1, image=None).thumbnail() is None
+
+
+def test_a_very_long_title_is_kept_whole():
+    title = "ก" * 10_000
+    assert messages(reference(1, title=title))[0]["content"][-1]["text"] == f"\n {title}"
+    assert title in text_of(asking(reference(1, title=title)))
+
+
+def test_paths_stay_paths_and_drawn_or_encoded_pictures_are_opened(tmp_path):
+    buffer = io.BytesIO()
+    Image.new("RGB", (3, 2)).save(buffer, "PNG")
+    file = tmp_path / "gone.png"
+
+    def image(picture):
+        return messages(reference(1, image=picture))[0]["content"][1]["image"]
+
+    assert image(file) == image(str(file)) == str(file)
+    for picture in (buffer.getvalue(), lambda: Image.new("RGB", (3, 2))):
+        assert (image(picture).mode, image(picture).size) == ("RGB", (3, 2))
+    held = Image.new("RGBA", (3, 2))
+    assert image(held) is held
+
+
+@pytest.mark.parametrize("use", [lambda p: p.picture, lambda p: p.thumbnail(), lambda p: p._repr_html_(),
+                                 lambda p: asking(p)._repr_html_(), lambda p: messages(asking(p), "cat")])  # fmt: skip
+def test_a_broken_picture_is_named_and_never_replaced(use):
+    with pytest.raises(ItemError, match="product p1: picture cannot be read"):
+        use(reference(1, image=b"no picture"))
+
+
+# ---- how they show themselves
+
+
+@pytest.mark.parametrize("missing", [(), (2,), (1, 2, 3)])
+def test_a_query_shows_as_many_pictures_as_it_has(missing):
+    products = [reference(i, image=None) if i in missing else reference(i) for i in (1, 2, 3)]
+    shown = asking(*products)._repr_html_()
+    assert shown.count("<img ") == 3 - len(missing)
+    assert shown.count("no picture") == len(missing)
+
+
+def test_a_product_shows_its_picture_and_what_is_known():
+    shown = reference(1, country="SG", attributes={"color": ("red", "blue")})._repr_html_()
+    assert shown.count("<img ") == 1
+    assert all(fact in shown for fact in ("Title 1", "handbag", "en", "SG", "id p1", "color: red, blue"))
+    address = shown.partition('src="')[2].partition('"')[0]
+    assert open_image(address, "x").size == (10, 20)
+    assert reference(1, image=None)._repr_html_().count("<img ") == 0
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        reference(1, title=HOSTILE),
+        reference(1, image=None, id=HOSTILE, class_name=HOSTILE, language=HOSTILE, country=HOSTILE),
+        reference(1, attributes={HOSTILE: (HOSTILE,)}),
+        asking(reference(1, title=HOSTILE), class_name=HOSTILE, text=HOSTILE, id=HOSTILE),
+        Query("q1", "bag", (Condition(HOSTILE, reference(1, image=None)),)),
+    ],
+)
+def test_whatever_is_written_in_a_title_is_shown_as_text(item):
+    shown = item._repr_html_()
+    assert "&lt;script&gt;" in shown
+    assert "<script" not in shown
+    assert "<b>bold" not in shown
+    assert 'alert("' not in shown, "a quote would end an attribute of <img>"
