@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shlex
 import sys
 import time
 from dataclasses import replace
@@ -10,7 +11,8 @@ from pathlib import Path
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; errors that a user can mend are one line on stderr and exit status 2."""
-    options = _parser().parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = _parser().parse_args(arguments, argparse.Namespace(arguments=arguments))
     from coral_lab.models import CheckpointError  # torch takes seconds: --help need not wait
 
     try:
@@ -68,6 +70,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_model_and_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="mini", help="mini, mini-base, a folder or a hub id")
+    parser.add_argument("--revision", help="a hub branch, tag or commit")
+    parser.add_argument("--offline", action="store_true", help="use only what was downloaded before")
+    parser.add_argument("--device", help="cuda, mps or cpu; the best one there is by default")
+    parser.add_argument("--dtype", help="float32, bfloat16 or float16")
     parser.add_argument("--data", default="mini", help="mini")
     parser.add_argument("--split", default="test")
     parser.add_argument(
@@ -82,6 +88,14 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _load(options):
+    from coral_lab.models import load
+
+    return load(
+        options.model, device=options.device, dtype=options.dtype, revision=options.revision, offline=options.offline
+    )
+
+
 def _demo(options) -> None:
     from coral_lab.demo import demo
 
@@ -92,9 +106,8 @@ def _evaluate(options) -> None:
     from coral_lab.attributes import name_attributes
     from coral_lab.catalogue import catalogue
     from coral_lab.evaluation import evaluate
-    from coral_lab.models import load
 
-    model, shop = load(options.model), catalogue(options.data, options.split)
+    model, shop = _load(options), catalogue(options.data, options.split)
     if options.attributes:
         table = name_attributes(model, shop.products[: options.limit])
         print(table.round(4).to_string(index=False))
@@ -112,7 +125,9 @@ def _evaluate(options) -> None:
     )
     if options.json:
         _parent(options.json)
-        result.write_json(options.json, data=shop.name, seconds=round(time.perf_counter() - started, 1))
+        seconds = round(time.perf_counter() - started, 1)
+        facts = {"data": shop.name, "format": options.format, "encoder": repr(model), "seconds": seconds}
+        result.write_json(options.json, **facts, command=shlex.join(["coral-lab", *options.arguments]))
     if options.run:
         _parent(options.run)
         result.write_trec(options.run)
@@ -131,12 +146,11 @@ def _encode(options) -> None:
 
     from coral_lab.catalogue import catalogue
     from coral_lab.encoder import encode
-    from coral_lab.models import load
 
     if options.out.suffix not in (".npy", ".parquet"):
         raise ValueError(f"--out is {options.out}; end it in .npy or .parquet")
     products = catalogue(options.data, options.split).products[: options.limit]
-    embeddings = encode(load(options.model), products, batch_size=options.batch_size)
+    embeddings = encode(_load(options), products, batch_size=options.batch_size)
     _parent(options.out)
     if options.out.suffix == ".npy":
         np.save(options.out, embeddings)

@@ -74,7 +74,9 @@ class Model:
 
     def __repr__(self) -> str:
         millions = sum(p.numel() for p in self.network.parameters()) / 1e6
-        kind = f"{str(self.dtype).removeprefix('torch.')}, {self.device}, {self.attention}"
+        # torchvision's and Pillow's image processors differ in the last bits: say which one it is
+        pictures = type(self.processor.image_processor).__name__
+        kind = f"{str(self.dtype).removeprefix('torch.')}, {self.device}, {self.attention}, {pictures}"
         return f"Model({self.name!r}: {millions:,.1f} M parameters, {self.dim} dimensions, {kind})"
 
     def _repr_html_(self) -> str:

@@ -24,6 +24,7 @@ def test_evaluate_writes_metrics_run_and_breakdown(random_folder, tmp_path, caps
     assert all(0 <= value <= 1 for value in written["metrics"].values())
     assert (written["n_queries"], written["pool"]) == (20, 1500)
     assert written["seconds"] > 0
+    assert written["command"].startswith("coral-lab evaluate --model")
     assert len(pd.read_csv(files["trec"], sep=" ", header=None)) == 20 * 100
     assert "overall" in set(pd.read_csv(files["csv"])["group"])
     assert "R@10" in capsys.readouterr().out

@@ -30,6 +30,7 @@ def test_a_saved_folder_gives_the_same_embeddings(random_model, random_folder, s
     assert again.dtype == torch.float32
     assert str(again.device) == "cpu"
     assert "1.7 M parameters" in repr(again)
+    assert "Qwen2VLImageProcessor" in repr(again)
     assert "float32" in again._repr_html_()
 
 

@@ -1,0 +1,49 @@
+"""`make lab` serves the quickstart, honours PORT, prints its URL, and asks for the token."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.skipif(
+    not Path(".venv/ready").exists() or not shutil.which("make"), reason="needs make and the .venv that it makes"
+)
+
+
+@pytest.fixture
+def lab():
+    """(port, what was printed up to the URL) of a running `make lab`, as over ssh."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {"PORT": str(port), "SSH_CONNECTION": "a b c d"}
+    process = subprocess.Popen(
+        ["make", "lab"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    said = ""
+    for line in process.stdout:
+        said += line
+        if f":{port}/lab" in line and "token=" in line:
+            break
+    yield port, said
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def test_make_lab_serves_the_quickstart_behind_a_token(lab):
+    port, said = lab
+    url = re.search(rf"http://\S+:{port}/lab/tree/\S*00_quickstart.ipynb\?token=(\w+)", said)
+    assert url, said
+    contents = f"http://127.0.0.1:{port}/api/contents/notebooks/00_quickstart.ipynb"
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        urllib.request.urlopen(contents, timeout=20)
+    request = urllib.request.Request(contents, headers={"Authorization": f"token {url[1]}"})
+    assert urllib.request.urlopen(request, timeout=20).status == 200
