@@ -186,7 +186,7 @@ PIXEL_CACHE = 4 * 2**30  # bytes; all of MERIT-mini at coral-mini's resolution
 DEFAULTS = {
     "base": TrainConfig(steps=1600, learning_rate=2e-3, evaluate_every=100),
     "review": TrainConfig(steps=600, learning_rate=1.5e-3, warmup=50, evaluate_every=100),
-    "contrastive": TrainConfig(steps=1000, learning_rate=1e-3, evaluate_every=100),
+    "contrastive": TrainConfig(steps=900, learning_rate=1e-3, evaluate_every=100),
 }
 """What `make mini` trains coral-mini with."""
 

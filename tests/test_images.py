@@ -136,9 +136,9 @@ def test_a_folder_is_refused(tmp_path):
 def test_a_decompression_bomb_is_refused_before_it_is_decoded(size, monkeypatch):
     decoded = []
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: decoded.append(image.size))
-    started = time.perf_counter()
+    started = time.process_time()
     assert "pixels" in refused(png_header(*size))
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
     assert not decoded
 
 
@@ -188,6 +188,7 @@ def test_a_wrong_type_is_refused():
         open_image(7, "product 17")
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=400))
 def test_random_bytes_give_an_item_error_and_nothing_else(content):
     refused(content)
@@ -203,7 +204,7 @@ FILES = [encoded(Image.new(mode, (24, 16)), format) for mode, format in
          [("RGB", "PNG"), ("P", "GIF"), ("RGB", "JPEG"), ("RGB", "WEBP"), ("RGB", "DDS"), ("RGB", "TGA"), ("L", "PPM")]]  # fmt: skip
 
 
-@settings(max_examples=300)
+@settings(max_examples=200, deadline=None)
 @given(
     st.sampled_from(FILES),
     st.lists(st.tuples(st.integers(0, 200), st.integers(0, 255)), min_size=1, max_size=5),

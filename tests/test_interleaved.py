@@ -7,7 +7,7 @@ import unicodedata
 from dataclasses import FrozenInstanceError, replace
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -176,6 +176,7 @@ def test_twenty_conditions_keep_their_order():
     assert positions == sorted(positions)
 
 
+@settings(deadline=None)
 @given(st.permutations(range(20)))
 def test_any_order_keeps_the_conditions_and_remembers_the_parent(order):
     shuffled = TWENTY.reordered(order)

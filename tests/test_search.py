@@ -4,7 +4,7 @@ from inspect import unwrap
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coral_lab import search
@@ -39,6 +39,7 @@ def test_it_is_what_sorting_all_scores_gives(k):
     np.testing.assert_allclose(scores, expected_scores, rtol=1e-5, atol=1e-6)
 
 
+@settings(deadline=None)
 @given(
     st.integers(0, 2**32 - 1),
     st.integers(0, 6),
