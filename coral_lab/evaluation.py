@@ -224,6 +224,8 @@ class Result:
         """How often the first hit has the wanted class, and meets a condition, by its attribute."""
         met: dict[str, list[bool]] = {}
         for query, row in zip(self.queries, self.rows[:, 0], strict=True):
+            if row < 0:  # nothing but its own references in the pool
+                continue
             first = self.products[row]
             met.setdefault("first class", []).append(first.class_name == query.class_name)
             for condition in query.conditions:

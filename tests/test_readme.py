@@ -1,0 +1,45 @@
+"""README's code runs and its figures are those of the results files."""
+
+import json
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+README = Path("README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_first_lines_of_python_give_a_gallery_and_the_format_works():
+    names: dict = {}
+    exec(BLOCKS[0], names)
+    shop, model = names["shop"], names["model"]
+    assert f"{len(shop.products):,} products, {len(shop.queries):,} queries" in README
+    last = BLOCKS[0].strip().splitlines()[-1].partition("#")[0]
+    assert len(eval(last, names)) == 10
+    small = type(shop)("small", shop.products[:300], [q for q in shop.queries if int(q.positives[0]) < 2000300][:20])
+    exec(BLOCKS[1].replace("cl.evaluate", "result = cl.evaluate"), {**names, "shop": small}, found := {})
+    assert model.name == found["result"].model
+    assert 0 <= found["result"].metrics["R@10"].mean <= 1
+
+
+def test_retrieval_figures_are_those_measured():
+    written = json.loads(Path("data/results/contrastive-test.json").read_text())
+    cells = [f"{written['metrics'][name]:.3f}" for name in ("R@1", "R@5", "R@10", "MRR@10")]
+    assert " | ".join(cells) in README
+    assert written["n_queries"] == 2000
+    assert written["pool"] == 3000
+
+
+@pytest.mark.parametrize("source", ["picture", "titles"])
+def test_attribute_figures_are_those_measured(source):
+    table = pd.read_csv("data/results/base-attributes.csv")
+    rows = table[table["source"].str.startswith(source.rstrip("s"))]
+    for attribute, part in rows.groupby("attribute"):
+        assert f"{attribute} {part['accuracy'].min():.3f}" in README, (source, attribute)
+
+
+def test_files_it_names_exist():
+    for name in re.findall(r"\]\(([^)h][^)]*)\)", README):
+        assert Path(name).exists(), name
