@@ -92,7 +92,11 @@ def _load(options):
     from coral_lab.models import load
 
     return load(
-        options.model, device=options.device, dtype=options.dtype, revision=options.revision, offline=options.offline
+        options.model,
+        device=options.device,
+        dtype=options.dtype,
+        revision=options.revision,
+        offline=options.offline,
     )
 
 

@@ -105,22 +105,6 @@ def test_trec_run_and_json_say_what_was_measured(result, queries, tmp_path):
     assert {"n_queries", "pool", "model", "seconds"} < written.keys()
 
 
-def test_our_ndcg_and_mrr_are_ranx_own(result, queries):
-    from ranx import Qrels, Run
-    from ranx import evaluate as ranx_evaluate
-
-    in_pool = {product.id for product in result.products}
-    truth = Qrels({q.id: {id: 1 for id in q.positives if id in in_pool} for q in queries})
-    run = Run({
-        q.id: {result.products[row].id: float(-rank) for rank, row in enumerate(rows) if row >= 0}
-        for q, rows in zip(queries, result.rows, strict=True)
-    })  # fmt: skip
-    theirs = ranx_evaluate(truth, run, ["ndcg@10", "mrr@10", "hit_rate@5"])
-    assert result.metrics["nDCG@10"].mean == pytest.approx(theirs["ndcg@10"])
-    assert result.metrics["MRR@10"].mean == pytest.approx(theirs["mrr@10"])
-    assert result.metrics["R@5"].mean == pytest.approx(theirs["hit_rate@5"])
-
-
 def test_hits_show_themselves_as_a_gallery(pool, queries):
     hits = pool.search(queries[0], k=3)
     page = hits._repr_html_()

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 pytestmark = pytest.mark.skipif(
-    not Path(".venv/ready").exists() or not shutil.which("make"), reason="needs make and the .venv that it makes"
+    not Path(".venv/ready").exists() or not shutil.which("make"),
+    reason="needs make and the .venv that it makes",
 )
 
 

@@ -18,7 +18,9 @@ def test_the_first_lines_of_python_give_a_gallery_and_the_format_works():
     assert f"{len(shop.products):,} products, {len(shop.queries):,} queries" in README
     last = BLOCKS[0].strip().splitlines()[-1].partition("#")[0]
     assert len(eval(last, names)) == 10
-    small = type(shop)("small", shop.products[:300], [q for q in shop.queries if int(q.positives[0]) < 2000300][:20])
+    small = type(shop)(
+        "small", shop.products[:300], [q for q in shop.queries if int(q.positives[0]) < 2000300][:20]
+    )
     exec(BLOCKS[1].replace("cl.evaluate", "result = cl.evaluate"), {**names, "shop": small}, found := {})
     assert model.name == found["result"].model
     assert 0 <= found["result"].metrics["R@10"].mean <= 1
