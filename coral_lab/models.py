@@ -18,7 +18,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
 from coral_lab import attention as vision_attention
@@ -217,7 +217,7 @@ def _network(folder: Path, dtype: torch.dtype, device: torch.device, attention: 
             folder, dtype=dtype, attn_implementation=attention, output_loading_info=True, use_safetensors=True,
             local_files_only=True, device_map={"": device} if device.type != "cpu" else None,
         )  # fmt: skip
-    except (OSError, RuntimeError, ValueError, ImportError) as error:
+    except (OSError, RuntimeError, ValueError, ImportError, SafetensorError) as error:
         raise CheckpointError(f"{folder} could not be loaded: {error}") from error
     _check_report(report, folder)
     if attention == "sdpa":  # the same sums in fewer calls

@@ -151,7 +151,7 @@ class Log:
         self.columns = list(self.rows[0]) if self.rows else []
         self._rewrite()
 
-    def write(self, row: Mapping[str, float]) -> None:
+    def write(self, row: Mapping[str, float | int]) -> None:
         row = {name: f"{value:.5g}" if isinstance(value, float) else value for name, value in row.items()}
         self.rows.append(row)
         new = [name for name in row if name not in self.columns]

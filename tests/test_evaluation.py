@@ -39,14 +39,14 @@ def test_search_ranks_by_dot_product(random_model, pool, queries):
     assert [hit.rank for hit in hits] == [1, 2, 3, 4, 5]
 
 
-def toy_index(scores: list[float], shop) -> Index:
+def toy_index(model, scores: list[float], shop) -> Index:
     """Products whose score against the query [1, 0] is given."""
     rows = np.array([[score, np.sqrt(1 - score**2)] for score in scores], np.float32)
-    return Index(None, shop.products[: len(scores)], rows)
+    return Index(model, shop.products[: len(scores)], rows)
 
 
-def test_references_are_left_out_unless_they_are_positives(shop):
-    pool = toy_index([0.9, 0.8, 0.7, 0.6], shop)
+def test_references_are_left_out_unless_they_are_positives(random_model, shop):
+    pool = toy_index(random_model, [0.9, 0.8, 0.7, 0.6], shop)
     best, second = shop.products[:2]
     query = Query("q", "bag", (Condition("brand", best), Condition("color", second)), positives=(second.id,))
     embedding = np.array([[1, 0]], np.float32)
@@ -54,8 +54,8 @@ def test_references_are_left_out_unless_they_are_positives(shop):
     assert ranking([query], embedding, pool, 2, exclude_references=False)[1].tolist() == [[0, 1]]
 
 
-def test_a_pool_with_too_few_products_is_padded(shop):
-    pool = toy_index([0.9, 0.8], shop)
+def test_a_pool_with_too_few_products_is_padded(random_model, shop):
+    pool = toy_index(random_model, [0.9, 0.8], shop)
     query = Query("q", "bag", (Condition("brand", shop.products[0]),))
     scores, rows = ranking([query], np.array([[1, 0]], np.float32), pool, 3)
     assert rows.tolist() == [[1, -1]]

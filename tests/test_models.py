@@ -59,17 +59,16 @@ def test_defaults_follow_the_device(monkeypatch):
 
 def test_missing_weights_are_named(copy):
     weights = load_file(copy / "model.safetensors")
-    gone = weights.pop("model.visual.merger.mlp.0.weight")
+    weights.pop(next(name for name in weights if name.endswith("merger.mlp.0.weight")))
     save_file(weights, copy / "model.safetensors", {"format": "pt"})
-    assert gone is not None
     with pytest.raises(CheckpointError, match=r"1 missing keys \(.*merger.mlp.0.weight\).*download it again"):
         load(copy)
 
 
 def test_unexpected_weights_are_named(copy):
-    weights = load_file(copy / "model.safetensors") | {"model.extra.weight": torch.zeros(2)}
+    weights = load_file(copy / "model.safetensors") | {"extra.weight": torch.zeros(2)}
     save_file(weights, copy / "model.safetensors", {"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"unexpected keys \(model.extra.weight\)"):
+    with pytest.raises(CheckpointError, match=r"1 unexpected keys \(.*extra.weight\)"):
         load(copy)
 
 
