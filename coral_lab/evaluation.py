@@ -84,7 +84,9 @@ def _hit_card(query: Query, hit: Hit) -> str:
     marks = [html.verdict(label, met) for label, met in _verdicts(query, product)]
     lines = [head, f'<div style="min-height:3em">{escape(product.title)}</div>', *marks]
     return html.card(
-        html.picture(product.thumbnail(128), 116, product.title), lines, accent=html.GREEN if hit.positive else None
+        html.picture(product.thumbnail(128), 116, product.title),
+        lines,
+        accent=html.GREEN if hit.positive else None,
     )
 
 
