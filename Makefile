@@ -11,7 +11,7 @@ export TOKENIZERS_PARALLELISM := false
 
 # Prints its URL with the token. Over ssh and in a container there is no browser to open.
 lab: .venv/ready
-	$(RUN) jupyter lab notebooks/00_quickstart.ipynb --ip=$(IP) --port=$(PORT) \
+	$(RUN) jupyter lab --LabApp.default_url=/lab/tree/notebooks/00_quickstart.ipynb --ip=$(IP) --port=$(PORT) \
 	  $(if $(filter 0,$(shell id -u)),--allow-root) $(if $(SSH_CONNECTION)$(wildcard /.dockerenv),--no-browser)
 
 demo: .venv/ready
@@ -25,9 +25,10 @@ lint: .venv/ready
 
 # Runs every notebook's .py from a clean kernel into its .ipynb and build/notebooks/*.html
 notebooks: .venv/ready
-	for source in notebooks/[0-9]*.py; do TQDM_DISABLE=1 $(RUN) jupytext --to ipynb --execute "$$source" || exit 1; done
+	$(RUN) jupytext --to ipynb notebooks/[0-9]*.py
+	TQDM_DISABLE=1 HF_HUB_DISABLE_PROGRESS_BARS=1 $(RUN) nbconvert --to notebook --execute --inplace \
+	  --ExecutePreprocessor.store_widget_state=False notebooks/[0-9]*.ipynb
 	$(RUN) nbconvert --to html --output-dir build/notebooks notebooks/[0-9]*.ipynb
-
 
 # Trains coral-mini again, about an hour on two cores; goes on where it was stopped.
 mini: .venv/ready
