@@ -6,6 +6,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -16,6 +17,16 @@ pytestmark = pytest.mark.skipif(
     not Path(".venv/ready").exists() or not shutil.which("make"),
     reason="needs make and the .venv that it makes",
 )
+
+
+def _wait_until_open(port: int, seconds: float = 30) -> None:
+    """The URL is printed a moment before the server listens."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.1)
 
 
 @pytest.fixture
@@ -34,6 +45,7 @@ def lab():
         said += line
         if f":{port}/lab" in line and "token=" in line:
             break
+    _wait_until_open(port)
     yield port, said
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
