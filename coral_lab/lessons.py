@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from coral_lab.catalogue import ATTRIBUTES, TEXTUAL, VISUAL, named_in_title, stated
+from coral_lab.catalogue import ATTRIBUTES, VISUAL, named_in_title, stated
 from coral_lab.inputs import Item, prompt, read, see, tokenize
 from coral_lab.interleaved import Product, Query
 from coral_lab.models import Model
@@ -97,7 +97,3 @@ def _answers(
     is_answer = torch.arange(1, width) >= width - lengths[:, None]
     logits = model.network.lm_head(hidden[:, :-1][is_answer])
     return logits.float(), batch["input_ids"][:, 1:][is_answer].to(logits.device), lengths.tolist()
-
-
-__all__ = ["SLOTS", "TEXTUAL", "UNKNOWN", "answer", "answer_loss", "picture_lesson", "product_lesson",
-           "query_lesson", "slot_accuracy", "title_lesson"]  # fmt: skip

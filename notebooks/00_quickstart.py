@@ -20,7 +20,7 @@
 # CORAL says yes: a Qwen2.5-VL that reads the interleaved query, and whose last hidden state is the embedding
 # ([arXiv 2506.03144](https://arxiv.org/abs/2506.03144)). This notebook runs on **coral-mini**, a small model of the
 # same architecture that ships with this repository, over **MERIT-mini**, a catalogue of drawn products. Its figures
-# say nothing about the paper's model. To run it on the real ones, change the parameters below.
+# say nothing about the paper's model. MODEL below takes any other checkpoint.
 
 # %% tags=["parameters"]
 MODEL = "mini"  # or "Bia/CORAL", or a folder
