@@ -5,16 +5,18 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 CHANNELS = 3
+REACH = 4
+"""Pixels that a picture is moved by at most."""
 
 
 def shift(
     values: Float[Tensor, "patch 1176"],
     grids: Int[Tensor, "picture 3"],
+    by: Int[Tensor, "picture 2"],
     merge: int,
     patch: int,
-    reach: int = 4,
 ) -> Float[Tensor, "patch 1176"]:
-    """Move each picture by up to `reach` pixels in x and y, its edge repeated, by torch's own random numbers.
+    """Move each picture `by` pixels in y and x, its edge repeated.
 
     `values` are as Qwen2-VL's image processor lays them out: (height, width) in blocks of `merge` x `merge` patches,
     each patch (channel, time, y, x). Pictures of several sizes in one batch are moved size by size.
@@ -35,14 +37,15 @@ def shift(
             values.shape[1] // CHANNELS // patch**2,
         )
         whole = values[rows].view(*blocks, patch, patch).permute(0, 5, 6, 1, 3, 7, 2, 4, 8)
-        image = _move(whole.reshape(len(whole), -1, height * patch, width * patch), reach)
+        image = _move(whole.reshape(len(whole), -1, height * patch, width * patch), by[pictures])
         moved[rows] = image.view(whole.shape).permute(0, 3, 6, 4, 7, 1, 2, 5, 8).reshape(-1, values.shape[1])
     return moved
 
 
-def _move(images: Float[Tensor, "picture channel y x"], reach: int) -> Float[Tensor, "picture channel y x"]:
+def _move(
+    images: Float[Tensor, "picture channel y x"], by: Int[Tensor, "picture 2"]
+) -> Float[Tensor, "picture channel y x"]:
     count, _, height, width = images.shape
-    y = torch.arange(height) + torch.randint(-reach, reach + 1, (count, 1))
-    x = torch.arange(width) + torch.randint(-reach, reach + 1, (count, 1))
+    y, x = torch.arange(height) - by[:, :1], torch.arange(width) - by[:, 1:]
     y, x = y.clamp(0, height - 1)[:, :, None], x.clamp(0, width - 1)[:, None, :]
     return images[torch.arange(count)[:, None, None], :, y, x].permute(0, 3, 1, 2)

@@ -8,6 +8,10 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+CONFIG = {"steps": int, "learning_rate": float, "seed": int, "warmup": int, "evaluate_every": int,
+          "checkpoint_every": int, "accumulate": int, "precision": str}  # fmt: skip
+CORAL = ("lambda1", "lambda2", "vision", "language", "mask_rate", "temperature")
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; errors that a user can mend are one line on stderr and exit status 2."""
@@ -55,11 +59,22 @@ def _parser() -> argparse.ArgumentParser:
 
     train = commands.add_parser("train", help="train a stage on MERIT-mini; goes on where it was stopped")
     train.set_defaults(command=_train)
-    train.add_argument("--stage", required=True, choices=["base", "review", "contrastive"])
+    train.add_argument(
+        "--stage", required=True, choices=["base", "review", "answers", "contrastive", "coral"]
+    )
     train.add_argument("--model", help="where to start; base starts from scratch without")
     train.add_argument("--out", required=True, type=Path)
-    for name, kind in (("steps", int), ("learning-rate", float), ("seed", int), ("evaluate-every", int)):
-        train.add_argument(f"--{name}", type=kind)
+    for name, kind in CONFIG.items():
+        train.add_argument(f"--{name.replace('_', '-')}", type=kind)
+    for name in CORAL:
+        train.add_argument(f"--{name.replace('_', '-')}", type=float, help="see coral_lab.coral.Coral")
+    train.add_argument("--batch-size", type=_positive, default=128, help="pairs a step")
+    train.add_argument(
+        "--chunk", type=_positive, help="pairs in memory at a time (GradCache); all by default"
+    )
+    train.add_argument("--negatives", type=int, default=0, help="hard negatives a query")
+    train.add_argument("--lora", type=_positive, metavar="RANK", help="train adapters of this rank only")
+    train.add_argument("--device", help="cuda, mps or cpu; the best one there is by default")
 
     data = commands.add_parser("data", help="write MERIT-mini in MERIT's file formats")
     data.set_defaults(command=_data)
@@ -164,14 +179,22 @@ def _encode(options) -> None:
 
 
 def _train(options) -> None:
+    from coral_lab import parallel
+    from coral_lab.coral import CONTRASTIVE, Coral
     from coral_lab.models import load
     from coral_lab.stages import DEFAULTS, run
 
-    given = {key: getattr(options, key) for key in ("steps", "learning_rate", "seed", "evaluate_every")}
-    config = replace(
-        DEFAULTS[options.stage], **{key: value for key, value in given.items() if value is not None}
-    )
-    run(options.stage, load(options.model) if options.model else None, options.out, config)
+    parallel.start()  # before the model is loaded: each process has a device of its own
+
+    def given(names) -> dict:
+        return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+
+    config = replace(DEFAULTS[options.stage], **given(CONFIG))
+    coral = replace(Coral() if options.stage == "coral" else CONTRASTIVE, **given(CORAL))
+    # Parameters learn in float32, whatever the network runs in.
+    model = load(options.model, device=options.device, dtype="float32") if options.model else None
+    run(options.stage, model, options.out, config, coral=coral, batch_size=options.batch_size,
+        chunk=options.chunk, negatives=options.negatives, lora=options.lora)  # fmt: skip
     print(f"saved in {options.out}, with its log in {options.out / 'log.csv'}")
 
 

@@ -4,18 +4,18 @@ Pictures go through qwen-vl-utils and the checkpoint's own image processor exact
 each distinct picture once, however many texts show it.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import BatchEncoding
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from coral_lab.augment import shift
+from coral_lab.augment import REACH, shift
 from coral_lab.images import ItemError, Picture
 from coral_lab.interleaved import Format, Product, Query, name_of, parts
 from coral_lab.models import Model
@@ -93,16 +93,27 @@ class Vision:
     grids: dict[Hashable, Tensor]
 
 
-def see(model: Model, prompts: Sequence[Prompt], augmented: bool = False) -> Vision:
-    """Run the vision tower once for each distinct picture of the prompts, moved a little if `augmented`."""
+Moves = Mapping[Hashable, Int[Tensor, " 2"]]
+"""How far each picture is moved while training, by `key`: pixels in y and x."""
+
+
+def draw_moves(prompts: Sequence[Prompt]) -> Moves:
+    """A small random move for each distinct picture, by torch's own random numbers."""
+    keys = dict.fromkeys(key(picture) for prompt in prompts for picture in prompt.pictures)
+    return dict(zip(keys, torch.randint(-REACH, REACH + 1, (len(keys), 2)), strict=True))
+
+
+def see(model: Model, prompts: Sequence[Prompt], moves: Moves | None = None) -> Vision:
+    """Run the vision tower once for each distinct picture of the prompts, each moved as `moves` says."""
     found = model.pixels((picture, prompt.name) for prompt in prompts for picture in prompt.pictures)
     if not found:
         return Vision({}, {})
     values = torch.cat([pair[0] for pair in found.values()])
     grids = torch.stack([pair[1] for pair in found.values()])
-    if augmented:
+    if moves is not None:
         processor = model.processor.image_processor
-        values = shift(values, grids, processor.merge_size, processor.patch_size)
+        by = torch.stack([moves[k] for k in found])
+        values = shift(values, grids, by, processor.merge_size, processor.patch_size)
     output = model.network.model.get_image_features(
         values.to(model.device), grids.to(model.device), return_dict=True
     )
@@ -152,13 +163,32 @@ def read(
     return model.network.model(**inputs, use_cache=False, return_dict=True).last_hidden_state
 
 
-def pool(hidden: Float[Tensor, "row token dim"], mask: Tensor) -> Float[Tensor, "row dim"]:
-    """The last real token's state, L2-normalised in float32, wherever the padding is (`mask` is 1 on tokens)."""
-    last = (mask * torch.arange(1, mask.shape[1] + 1)).argmax(-1).to(hidden.device)
-    return normalize(hidden[torch.arange(len(hidden), device=hidden.device), last].float(), dim=-1)
+def last(hidden: Float[Tensor, "row token dim"], mask: Tensor) -> Float[Tensor, "row dim"]:
+    """The last real token's state (h_eos), wherever the padding is (`mask` is 1 on tokens)."""
+    place = (mask * torch.arange(1, mask.shape[1] + 1)).argmax(-1).to(hidden.device)
+    return hidden[torch.arange(len(hidden), device=hidden.device), place]
+
+
+def pool(states: Float[Tensor, "row dim"]) -> Float[Tensor, "row dim"]:
+    """Embeddings: states L2-normalised in float32."""
+    return normalize(states.float(), dim=-1)
+
+
+def last_states(
+    model: Model, prompts: Sequence[Prompt], vision: Vision, chunk: int = 32
+) -> Float[Tensor, "prompt dim"]:
+    """h_eos of each prompt, in their order; those of like length are read together, `chunk` at a time."""
+    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i].pictures), len(prompts[i].text)))
+    rows = []
+    for at in range(0, len(order), chunk):
+        some = [prompts[i] for i in order[at : at + chunk]]
+        batch = tokenize(model, some, vision)
+        rows.append(last(read(model, some, vision, batch), batch["attention_mask"]))
+    back = torch.empty(len(order), dtype=torch.long)
+    back[order] = torch.arange(len(order))
+    return torch.cat(rows)[back.to(model.device)]
 
 
 def embed(model: Model, prompts: Sequence[Prompt], vision: Vision) -> Float[Tensor, "row dim"]:
     """Embeddings of prompts that fit in one batch, in their order."""
-    batch = tokenize(model, prompts, vision)
-    return pool(read(model, prompts, vision, batch), batch["attention_mask"])
+    return pool(last_states(model, prompts, vision, len(prompts)))

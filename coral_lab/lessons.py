@@ -5,7 +5,10 @@ Every product is answered with one word for each slot, "-" where picture and tit
     picture alone      -> class color pattern brand shape trim - - -
     title alone        -> class - - brand - - material size origin     (what this title names)
     picture and title  -> all that either shows
-    query              -> class and the wanted values, in the order of the conditions
+    query              -> class, then each wanted attribute and its value, in the order of the conditions
+
+Naming the attribute before its value makes a query much easier to learn to answer: one token further on, the model
+only has to look where that word stands in the question.
 """
 
 from collections.abc import Sequence
@@ -16,7 +19,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from coral_lab.catalogue import ATTRIBUTES, VISUAL, named_in_title, stated
-from coral_lab.inputs import Item, prompt, read, see, tokenize
+from coral_lab.inputs import Item, draw_moves, prompt, read, see, tokenize
 from coral_lab.interleaved import Product, Query
 from coral_lab.models import Model
 
@@ -40,9 +43,8 @@ def product_lesson(product: Product) -> Lesson:
 
 
 def query_lesson(query: Query) -> Lesson:
-    values = [condition.value for condition in query.conditions]
-    extra = stated(query)
-    return query, " ".join(map(_word, [query.class_name, *values, *(extra or ())[1:]]))
+    wanted = [word for condition in query.conditions for word in (condition.attribute, condition.value)]
+    return query, " ".join(map(_word, [query.class_name, *wanted, *(stated(query) or ())]))
 
 
 def answer(product: Product, known: Sequence[str] | set[str]) -> str:
@@ -65,17 +67,26 @@ def answer_loss(model: Model, lessons: Sequence[Lesson], augmented: bool = False
 def slot_accuracy(model: Model, lessons: Sequence[Lesson]) -> dict[str, float]:
     """Share of slots named right, by slot, given the right words before it; unknown slots do not count.
 
+    For a query the slots are its class and the values it asks for.
+
     Fast enough to follow a training run; `attributes.py` lets the model speak for itself.
     """
     logits, targets, lengths = _answers(model, lessons)
     right = (logits.argmax(-1) == targets).split(lengths)
     hits: dict[str, list[bool]] = {}
-    for (_, text), row in zip(lessons, right, strict=True):
+    for (item, text), row in zip(lessons, right, strict=True):
         sizes = [len(ids) for ids in model.processor.tokenizer(_spaced(text))["input_ids"]]
-        for slot, word, tokens in zip(SLOTS, text.split(), row[:-1].split(sizes), strict=True):
-            if word != UNKNOWN:
+        slots = _asked(text) if isinstance(item, Query) else SLOTS
+        for slot, word, tokens in zip(slots, text.split(), row[:-1].split(sizes), strict=True):
+            if slot and word != UNKNOWN:
                 hits.setdefault(slot, []).append(bool(tokens.all()))
     return {slot: sum(found) / len(found) for slot, found in hits.items()}
+
+
+def _asked(text: str) -> list[str]:
+    """The slot of each word of a query's answer; "" for the attributes' own names."""
+    words = text.split()
+    return ["class", *(slot for attribute in words[1::2] for slot in ("", attribute))]
 
 
 def _spaced(text: str) -> list[str]:
@@ -89,7 +100,7 @@ def _answers(
 ) -> tuple[Tensor, Tensor, list[int]]:
     """Logits [token, vocabulary] and ids [token] of all answers' tokens, and the answers' lengths."""
     prompts = [prompt(model, item) for item, _ in lessons]
-    vision = see(model, prompts, augmented)
+    vision = see(model, prompts, draw_moves(prompts) if augmented else None)
     end = model.processor.tokenizer.eos_token
     batch = tokenize(model, prompts, vision, [text + end for _, text in lessons])
     hidden = read(model, prompts, vision, batch)

@@ -44,11 +44,14 @@ CHAT_TEMPLATE = (
 )
 
 
-def untrained(corpus, seed: int = 0) -> Model:
-    """A coral-mini with random weights; its vocabulary is learnt from `corpus`, an iterable of texts."""
+def untrained(corpus, seed: int = 0, *, text: dict | None = None, vision: dict | None = None) -> Model:
+    """A coral-mini with random weights; its vocabulary is learnt from `corpus`, an iterable of texts.
+
+    `text` and `vision` replace values of the two configs, for another size.
+    """
     processor = _processor(_tokenizer(corpus))
     torch.manual_seed(seed)
-    network = Qwen2_5_VLForConditionalGeneration(_config(processor.tokenizer))
+    network = Qwen2_5_VLForConditionalGeneration(_config(processor.tokenizer, text or {}, vision or {}))
     return Model("coral-mini", network.eval(), processor)
 
 
@@ -80,7 +83,7 @@ def _processor(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLProcessor:
     )
 
 
-def _config(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLConfig:
+def _config(tokenizer: PreTrainedTokenizerFast, other_text: dict, other_vision: dict) -> Qwen2_5_VLConfig:
     id = tokenizer.convert_tokens_to_ids
     special = {f"{name}_token_id": id(f"<|{name}|>") for name in ("vision_start", "vision_end")}
     text = {
@@ -95,6 +98,6 @@ def _config(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLConfig:
         "patch_size": 14, "spatial_merge_size": 2, "window_size": 112, "fullatt_block_indexes": [1],
     }  # fmt: skip
     return Qwen2_5_VLConfig(
-        text_config=text, vision_config=vision, image_token_id=id("<|image_pad|>"),
+        text_config=text | other_text, vision_config=vision | other_vision, image_token_id=id("<|image_pad|>"),
         video_token_id=id("<|video_pad|>"), tie_word_embeddings=True, **special,
     )  # fmt: skip

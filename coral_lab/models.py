@@ -267,11 +267,28 @@ def _processor(folder: Path) -> Qwen2_5_VLProcessor:
     return processor
 
 
+def add_lora(model: Model, rank: int = 16, seed: int = 0) -> None:
+    """Freeze the network and add LoRA adapters to every linear layer of its text model (peft's own defaults else)."""
+    from peft import LoraConfig
+
+    layers = "q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj"
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=rf".*language_model.*\.({layers})")
+    config.base_model_name_or_path = model.name
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model.network.add_adapter(config)
+
+
 def save(model: Model, folder: str | os.PathLike) -> None:
-    """Write a checkpoint that transformers, coral_lab and `SentenceTransformer(folder)` all load by its path alone."""
+    """Write a checkpoint that transformers, coral_lab and `SentenceTransformer(folder)` all load by its path alone.
+
+    With LoRA adapters only these are written; `load` merges them into the model they were trained on.
+    """
     folder = Path(folder)
     model.network.save_pretrained(folder)
     model.processor.save_pretrained(folder)
+    if getattr(model.network, "_hf_peft_config_loaded", False):
+        return
     for file, content in _sentence_transformers_files(model.dim).items():
         (folder / file).parent.mkdir(exist_ok=True)
         (folder / file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,28 +1,55 @@
 """The training loop: any objective, resumable to the bit, every loss term and evaluation in one CSV.
 
 Design: what happens at a step depends on the seed and the step's number alone, so that a killed run goes on from its
-last checkpoint as if nothing had happened. An objective is a function `step -> {term: loss}`; the terms are summed.
+last checkpoint as if nothing had happened. An objective computes the losses of one step, adds their gradients to the
+parameters, and says what they were. Only parameters that learn are kept in the state, so LoRA's is small.
 """
 
 import csv
+import json
+import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from coral_lab import parallel
 from coral_lab.models import Model, save
 
-Objective = Callable[[int], Mapping[str, Tensor]]
+
+@dataclass(frozen=True)
+class Step:
+    """What the losses of a step were, and the prompts they were of (written down if something goes wrong)."""
+
+    terms: Mapping[str, float]
+    batch: Sequence = ()
+
+
+Objective = Callable[[int], Step]
+"""Computes the losses of step number n, adds their gradients to the parameters, and returns the losses' values."""
+
+
+def backward(terms: Mapping[str, Tensor]) -> dict[str, float]:
+    """Add the gradients of the terms' sum; returns their values."""
+    sum(terms.values()).backward()
+    return {name: value.item() for name, value in terms.items()}
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How long and how fast to learn. AdamW, linear warm-up, cosine decay to a tenth, gradients clipped by norm."""
+    """How long and how fast to learn. AdamW, linear warm-up, cosine decay to a tenth, gradients clipped by norm.
+
+    `accumulate` steps of the objective make one step of the optimizer; `precision` "bfloat16" runs the network in
+    mixed precision, its parameters stay as they were loaded.
+    """
 
     steps: int
     learning_rate: float = 1e-3
@@ -33,12 +60,25 @@ class TrainConfig:
     seed: int = 0
     evaluate_every: int = 200
     checkpoint_every: int = 100
+    accumulate: int = 1
+    precision: str = "float32"
 
     def __post_init__(self):
         if self.steps < 1 or self.learning_rate <= 0:
             raise ValueError(
                 f"steps is {self.steps} and learning_rate {self.learning_rate}; both must be positive"
             )
+        if self.accumulate < 1 or self.precision not in ("float32", "bfloat16"):
+            raise ValueError(
+                f"accumulate is {self.accumulate} and precision {self.precision!r}; use 1 or more, and "
+                "float32 or bfloat16"
+            )
+
+    def autocast(self, device: torch.device) -> Callable:
+        """A context in which the network runs in this precision."""
+        if self.precision == "float32":
+            return nullcontext
+        return partial(torch.autocast, device.type, torch.bfloat16)
 
 
 def train(
@@ -47,34 +87,49 @@ def train(
     config: TrainConfig,
     out: str | Path,
     evaluate: Callable[[], Mapping[str, float]] | None = None,
+    *,
+    decoders: nn.Module | None = None,
+    on_step: Callable[[Mapping[str, float | int]], None] | None = None,
 ) -> Model:
     """Train `model` in place and save it in folder `out`, with `log.csv` beside it.
 
-    If `out` holds a checkpoint of the same config, goes on from there. Raises ValueError for a checkpoint of
-    another config, FloatingPointError when the loss is no number.
+    `decoders` are trained along and saved as `decoders.safetensors`; inference does not need them. `on_step` gets
+    each row of the log, for a live plot. If `out` holds a checkpoint of the same config, goes on from there.
+    Raises ValueError for a checkpoint of another config; FloatingPointError when a loss or gradient is no number,
+    with what was in that batch in `out/failed-step.json`.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    optimizer = _optimizer(model.network, config)
-    state = _resume(out / "state.pt", model, optimizer, config)
-    log = Log(out / "log.csv", state["step"])
+    modules = {"network": model.network} | ({"decoders": decoders} if decoders is not None else {})
+    optimizer = _optimizer(modules, config)
+    state = _resume(out / "state.pt", modules, optimizer, config)
+    first = parallel.rank() == 0
+    log = Log(out / "log.csv", state["step"]) if first else None
     started = time.perf_counter() - state["seconds"]
     model.network.train()
-    for step in tqdm(
-        range(state["step"], config.steps), initial=state["step"], total=config.steps, desc=out.name
-    ):
-        row = _step(model, objective, optimizer, config, step)
+    steps = range(state["step"], config.steps)
+    for step in tqdm(steps, initial=state["step"], total=config.steps, desc=out.name, disable=not first):
+        row = _step(objective, modules, optimizer, config, step, out)
         done = step + 1
-        if evaluate and (done % config.evaluate_every == 0 or done == config.steps):
+        if evaluate and first and (done % config.evaluate_every == 0 or done == config.steps):
             model.network.eval()
             row |= evaluate()
             model.network.train()
         seconds = time.perf_counter() - started
-        log.write({"step": done, "seconds": round(seconds, 1), **row})
-        if done % config.checkpoint_every == 0 or done == config.steps:
-            _save_state(out / "state.pt", model, optimizer, config, done, seconds)
+        row = {"step": done, "seconds": round(seconds, 1), **row}
+        if first:
+            log.write(row)
+            if on_step:
+                on_step(row)
+            if done % config.checkpoint_every == 0 or done == config.steps:
+                _save_state(out / "state.pt", modules, optimizer, config, done, seconds)
+        parallel.wait()
     model.network.eval()
-    save(model, out)
+    if first:
+        save(model, out)
+        if decoders is not None:
+            save_file(decoders.state_dict(), out / "decoders.safetensors")
+    parallel.wait()
     return model
 
 
@@ -86,31 +141,61 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     return config.learning_rate * (0.1 + 0.45 * (1 + torch.cos(torch.tensor(torch.pi * progress)).item()))
 
 
-def _step(model: Model, objective: Objective, optimizer, config: TrainConfig, step: int) -> dict[str, float]:
-    torch.manual_seed(config.seed * 1_000_003 + step)
+def _step(
+    objective: Objective,
+    modules: Mapping[str, nn.Module],
+    optimizer,
+    config: TrainConfig,
+    step: int,
+    out: Path,
+) -> dict[str, float]:
     for group in optimizer.param_groups:
         group["lr"] = learning_rate(step, config)
-    terms = objective(step)
-    total = sum(terms.values())
-    if not torch.isfinite(total):
-        named = {name: value.item() for name, value in terms.items()}
-        raise FloatingPointError(
-            f"loss at step {step} is {named}; lower the learning rate, or look at this batch"
-        )
-    total.backward()
-    norm = nn.utils.clip_grad_norm_(model.network.parameters(), config.clip)
+    done = []
+    for part in range(config.accumulate):
+        number = step * config.accumulate + part
+        torch.manual_seed(config.seed * 1_000_003 + number)
+        done.append(objective(number))
+    parameters = [parameter for _, parameter in _learning(modules)]
+    parallel.sum_gradients(parameters)
+    for parameter in parameters:
+        if parameter.grad is not None and config.accumulate > 1:
+            parameter.grad /= config.accumulate
+    norm = nn.utils.clip_grad_norm_(parameters, config.clip).item()
+    terms = {name: sum(s.terms[name] for s in done) / len(done) for name in done[0].terms}
+    if not all(map(math.isfinite, (*terms.values(), norm))):
+        _fail(done, terms, norm, step, out)
     optimizer.step()
     optimizer.zero_grad()
-    rate = optimizer.param_groups[0]["lr"]
-    return {name: value.item() for name, value in terms.items()} | {
-        "gradient_norm": norm.item(),
-        "learning_rate": rate,
+    return {**terms, "gradient_norm": norm, "learning_rate": optimizer.param_groups[0]["lr"]}
+
+
+def _fail(done: Sequence[Step], terms: Mapping[str, float], norm: float, step: int, out: Path) -> None:
+    """Write down what was in the batch, and stop."""
+    batch = [{"name": prompt.name, "text": prompt.text} for part in done for prompt in part.batch]
+    content = {
+        "step": step,
+        "gradient_norm": str(norm),
+        "terms": {k: str(v) for k, v in terms.items()},
+        "batch": batch,
     }
+    file = out / "failed-step.json"
+    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    raise FloatingPointError(
+        f"loss at step {step} is {dict(terms)}, the gradient's norm {norm}; lower the learning rate, or look at the "
+        f"batch in {file}"
+    )
 
 
-def _optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+def _learning(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Parameter]]:
+    """The parameters that learn, each once, with their names."""
+    for prefix, module in modules.items():
+        yield from ((f"{prefix}.{name}", p) for name, p in module.named_parameters() if p.requires_grad)
+
+
+def _optimizer(modules: Mapping[str, nn.Module], config: TrainConfig) -> torch.optim.AdamW:
     """Matrices decay, norms and biases do not."""
-    parameters = [p for p in network.parameters() if p.requires_grad]
+    parameters = [parameter for _, parameter in _learning(modules)]
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
@@ -118,24 +203,27 @@ def _optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas)
 
 
-def _save_state(file: Path, model: Model, optimizer, config: TrainConfig, step: int, seconds: float) -> None:
-    state = {"step": step, "seconds": seconds, "config": asdict(config), "network": model.network.state_dict(),
-             "optimizer": optimizer.state_dict()}  # fmt: skip
+def _save_state(file: Path, modules, optimizer, config: TrainConfig, step: int, seconds: float) -> None:
+    state = {"step": step, "seconds": seconds, "config": asdict(config), "optimizer": optimizer.state_dict(),
+             "parameters": dict(_learning(modules))}  # fmt: skip
     torch.save(state, file.with_suffix(".tmp"))
-    os.replace(
-        file.with_suffix(".tmp"), file
-    )  # a kill leaves the old state or the new one, never half of one
+    # A kill leaves the old state or the new one, never half of one.
+    os.replace(file.with_suffix(".tmp"), file)
 
 
-def _resume(file: Path, model: Model, optimizer, config: TrainConfig) -> dict:
+def _resume(file: Path, modules, optimizer, config: TrainConfig) -> dict:
     if not file.is_file():
         return {"step": 0, "seconds": 0.0}
-    state = torch.load(file, weights_only=True)
-    if state["config"] != asdict(config):
+    state = torch.load(file, weights_only=True, map_location="cpu")
+    parameters = dict(_learning(modules))
+    if state["config"] != asdict(config) or state["parameters"].keys() != parameters.keys():
         raise ValueError(
-            f"{file} was made with {state['config']}, not {asdict(config)}; choose another folder"
+            f"{file} was made with {state['config']}, not {asdict(config)}, or has other parameters; "
+            "choose another folder"
         )
-    model.network.load_state_dict(state["network"])
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(state["parameters"][name])
     optimizer.load_state_dict(state["optimizer"])
     return state
 

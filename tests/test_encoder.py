@@ -89,8 +89,10 @@ def test_pooling_takes_the_last_real_token_on_either_padding_side():
     hidden = torch.arange(24.0).reshape(2, 4, 3)
     left, right = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]]), torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]])
     normalised = torch.nn.functional.normalize
-    torch.testing.assert_close(inputs.pool(hidden, left), normalised(hidden[:, -1], dim=-1))
-    torch.testing.assert_close(inputs.pool(hidden, right), normalised(hidden[[0, 1], [1, 3]], dim=-1))
+    torch.testing.assert_close(inputs.pool(inputs.last(hidden, left)), normalised(hidden[:, -1], dim=-1))
+    torch.testing.assert_close(
+        inputs.pool(inputs.last(hidden, right)), normalised(hidden[[0, 1], [1, 3]], dim=-1)
+    )
 
 
 def test_positions_of_pictures_need_mm_token_type_ids(random_model, shop):

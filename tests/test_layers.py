@@ -13,14 +13,14 @@ MODULES = sorted(file.stem for file in PACKAGE.glob("*.py"))
 
 # A module may import what stands on the floors below its own, nothing on its own floor or above.
 FLOORS = [
-    "attention augment cards html images losses metrics outlines search",
+    "attention augment cards html images losses metrics outlines parallel search",
     "interleaved marks pixels shapes_accessories shapes_clothes shapes_home",
     "models shapes titles",
     "drawing inputs mini queries training",
-    "catalogue encoder",
-    "evaluation lessons",
-    "__init__ attributes stages",
-    "demo widgets",
+    "catalogue coral encoder",
+    "contrastive evaluation lessons",
+    "__init__ attributes pairs",
+    "demo stages widgets",
     "cli",
     "__main__",
 ]

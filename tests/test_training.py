@@ -1,6 +1,7 @@
 """The loop learns, resumes to the bit after a kill, and stops on NaN; the stages feed it what they should."""
 
 import csv
+import json
 import os
 import signal
 import subprocess
@@ -10,13 +11,16 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from coral_lab import encode, load
-from coral_lab.catalogue import ATTRIBUTES
-from coral_lab.inputs import prompt
+from coral_lab.catalogue import ATTRIBUTES, stated
+from coral_lab.coral import Coral, decoders
+from coral_lab.inputs import last_states, pool, prompt, see
 from coral_lab.lessons import SLOTS, answer_loss, picture_lesson, query_lesson, slot_accuracy, title_lesson
-from coral_lab.stages import base_objective, contrastive_objective, embed_all, run
-from coral_lab.training import TrainConfig, learning_rate, train
+from coral_lab.models import add_lora
+from coral_lab.stages import Mixture, base_objective, run
+from coral_lab.training import Step, TrainConfig, backward, learning_rate, train
 
 
 def weights(folder):
@@ -26,7 +30,7 @@ def weights(folder):
 def quadratic(model):
     """A cheap objective with randomness in it."""
     weight = model.network.lm_head.weight
-    return lambda step: {"pull": ((weight - torch.randn_like(weight)) ** 2).mean()}
+    return lambda step: Step(backward({"pull": ((weight - torch.randn_like(weight)) ** 2).mean()}))
 
 
 CONFIG = TrainConfig(steps=6, warmup=2, checkpoint_every=2)
@@ -64,16 +68,137 @@ def test_a_checkpoint_of_another_config_is_refused(random_folder, tmp_path):
         train(model, quadratic(model), replace(CONFIG, seed=1), tmp_path)
 
 
-def test_a_loss_that_is_no_number_stops_the_run(random_folder, tmp_path):
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_stops_the_run_and_its_batch_is_kept(random_folder, shop, tmp_path, bad):
+    model = load(random_folder)
+    weight, start = model.network.lm_head.weight, weights(random_folder)
+    batch = [prompt(model, shop.queries[0])]
+
+    def fails_at_step_1(step):
+        return Step(backward({"bad": weight.sum() * (bad if step == 1 else 0.0)}), batch)
+
+    with pytest.raises(
+        FloatingPointError, match=r"loss at step 1 is \{'bad': (nan|-?inf)\}.*failed-step.json"
+    ):
+        train(model, fails_at_step_1, CONFIG, tmp_path)
+    written = json.loads((tmp_path / "failed-step.json").read_text(encoding="utf-8"))
+    assert written["batch"] == [{"name": batch[0].name, "text": batch[0].text}]
+    assert written["step"] == 1
+    assert all(torch.isfinite(p).all() for p in model.network.parameters())
+    assert start.keys() == model.network.state_dict().keys()
+
+
+def test_a_gradient_that_is_no_number_stops_the_run(random_folder, tmp_path):
     model = load(random_folder)
     weight = model.network.lm_head.weight
-    with pytest.raises(FloatingPointError, match=r"loss at step 0 is \{'bad': nan\}"):
-        train(model, lambda step: {"bad": weight.sum() * float("nan")}, CONFIG, tmp_path)
+    with pytest.raises(FloatingPointError, match="gradient's norm nan"):
+        train(model, lambda step: Step(backward({"root": (weight * 0).sum().sqrt()})), CONFIG, tmp_path)
 
 
-@pytest.mark.parametrize("values", [{"steps": 0}, {"steps": 5, "learning_rate": -1.0}])
-def test_bad_configs_are_refused(values):
-    with pytest.raises(ValueError, match="both must be positive"):
+def test_accumulated_steps_are_one_step_of_their_mean(random_folder, tmp_path):
+    """Two halves of a batch, and the batch whole, move the weights alike."""
+
+    def objective(model, at):
+        weight = model.network.lm_head.weight
+        return lambda step: Step(backward({"pull": (weight - at(step)).square().mean()}))
+
+    config = replace(CONFIG, steps=1)
+    whole, halves = load(random_folder), load(random_folder)
+    train(whole, objective(whole, lambda step: 0.5), config, tmp_path / "whole")
+    rows = []
+    train(
+        halves,
+        objective(halves, float),
+        replace(config, accumulate=2),
+        tmp_path / "halves",
+        on_step=rows.append,
+    )
+    for name, tensor in weights(tmp_path / "whole").items():
+        torch.testing.assert_close(tensor, weights(tmp_path / "halves")[name], atol=1e-6, rtol=1e-5)
+    weight = load(random_folder).network.lm_head.weight
+    expected = ((weight - 0).square().mean() + (weight - 1).square().mean()) / 2
+    assert rows[0]["pull"] == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_bfloat16_runs_the_network_but_not_the_weights_in_half_precision(random_folder, shop, tmp_path):
+    model = load(random_folder)
+    config = replace(CONFIG, steps=1, precision="bfloat16")
+    hook, seen = (
+        model.network.model.language_model.layers[0].mlp.register_forward_hook(
+            lambda module, inputs, output: seen.append(output.dtype)
+        ),
+        [],
+    )
+    train(model, base_objective(model, shop, config, [Mixture(1.0, pictures=1, titles=2)]), config, tmp_path)
+    hook.remove()
+    assert set(seen) == {torch.bfloat16}
+    assert {p.dtype for p in model.network.parameters()} == {torch.float32}
+
+
+def test_decoders_resume_with_the_model(random_folder, tmp_path):
+    def fresh():
+        model = load(random_folder)
+        return model, decoders(model, Coral())
+
+    def objective(model, heads):
+        out = heads.by_kind["vision"].out.weight
+        return lambda step: Step(backward({"pull": (out - torch.randn_like(out)).square().mean()}))
+
+    class Killed(Exception):
+        pass
+
+    def dies(model, heads):
+        inner = objective(model, heads)
+
+        def step(number):
+            if number == 5:
+                raise Killed
+            return inner(number)
+
+        return step
+
+    model, heads = fresh()
+    train(model, objective(model, heads), CONFIG, tmp_path / "whole", decoders=heads)
+    model, heads = fresh()
+    with pytest.raises(Killed):
+        train(model, dies(model, heads), CONFIG, tmp_path / "part", decoders=heads)
+    model, heads = fresh()
+    train(model, objective(model, heads), CONFIG, tmp_path / "part", decoders=heads)
+    whole, part = (load_file(tmp_path / run / "decoders.safetensors") for run in ("whole", "part"))
+    assert all(torch.equal(whole[name], part[name]) for name in whole)
+
+
+def test_lora_keeps_only_its_own_parameters_in_the_state(random_folder, tmp_path):
+    model = load(random_folder)
+    add_lora(model, 4)
+    adapters = [p for p in model.network.parameters() if p.requires_grad]
+    train(
+        model,
+        lambda step: Step(backward({"pull": sum((p - 1).square().sum() for p in adapters)})),
+        CONFIG,
+        tmp_path,
+    )
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert state["parameters"]
+    assert all("lora" in name for name in state["parameters"])
+    assert not (tmp_path / "model.safetensors").exists()
+    merged, before = weights(tmp_path), weights(random_folder)
+    changed = {name for name in before if not torch.equal(merged[name], before[name])}
+    assert changed
+    assert all("language_model" in name and "_proj" in name for name in changed)
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"steps": 0}, "both must be positive"),
+        ({"steps": 5, "learning_rate": -1.0}, "both must be positive"),
+        ({"steps": 5, "accumulate": 0}, "use 1 or more"),
+        ({"steps": 5, "precision": "float8"}, "float32 or bfloat16"),
+    ],
+)
+def test_bad_configs_are_refused(values, says):
+    with pytest.raises(ValueError, match=says):
         TrainConfig(**values)
 
 
@@ -97,7 +222,8 @@ def test_lessons_say_what_their_source_shows_and_no_more(shop):
     query = shop.queries[0]
     words = query_lesson(query)[1].split()
     assert words[0] == query.class_name
-    assert words[1 : 1 + len(query.conditions)] == [c.value.replace(" ", "_") for c in query.conditions]
+    asked = [word for c in query.conditions for word in (c.attribute, c.value.replace(" ", "_"))]
+    assert words[1 : 1 + len(asked)] == asked
 
 
 def test_answer_loss_is_the_plain_next_token_loss(random_model, shop):
@@ -117,36 +243,34 @@ def test_answer_loss_is_the_plain_next_token_loss(random_model, shop):
 def test_slot_accuracy_counts_slots_that_are_shown(random_model, shop):
     found = slot_accuracy(random_model, [picture_lesson(product) for product in shop.products[:4]])
     assert set(found) == {"class", "color", "pattern", "brand", "shape", "trim"}
+    queries = shop.queries[:4]
+    asked = slot_accuracy(random_model, [query_lesson(query) for query in queries])
+    wanted = {c.attribute for query in queries for c in query.conditions}
+    wanted |= {stated(query)[0] for query in queries if stated(query)}
+    assert set(asked) == {"class", *wanted}
 
 
 def test_training_embeddings_are_those_of_encode(random_model, shop):
     prompts = [prompt(random_model, query) for query in shop.queries[:5]]
     with torch.no_grad():
-        ours = embed_all(random_model, [prompts], chunk=2)[0]
+        ours = pool(last_states(random_model, prompts, see(random_model, prompts), chunk=2))
     torch.testing.assert_close(
         ours, torch.from_numpy(encode(random_model, shop.queries[:5])), atol=1e-5, rtol=1e-4
     )
 
 
-@pytest.mark.parametrize("stage", ["base", "contrastive"])
-def test_a_step_depends_on_its_number_alone(random_model, shop, stage):
-    config = TrainConfig(steps=10)
-    kinds = {
-        "base": lambda: base_objective(random_model, shop, config),
-        "contrastive": lambda: contrastive_objective(random_model, shop, config, batch_size=8),
-    }
-    with torch.no_grad():
+def test_a_step_of_the_base_depends_on_its_number_alone(random_model, shop):
+    objective = base_objective(random_model, shop, TrainConfig(steps=10))
+    found = []
+    for _ in range(2):
         torch.manual_seed(9)  # as the loop does before each step
-        first = kinds[stage]()(9)
-        torch.manual_seed(9)
-        again = kinds[stage]()(9)
-    assert first.keys() == again.keys()
-    for name, value in first.items():
-        assert torch.equal(value, again[name])
+        found.append(objective(9).terms)
+    random_model.network.zero_grad()
+    assert found[0] == found[1]
 
 
 def test_an_unknown_stage_and_a_missing_start_are_named(tmp_path):
-    with pytest.raises(ValueError, match="choose one of base, review, contrastive"):
+    with pytest.raises(ValueError, match="choose one of base, review, answers, contrastive, coral"):
         run("coral-plus", None, tmp_path)
     with pytest.raises(ValueError, match="starts from a model"):
         run("contrastive", None, tmp_path)

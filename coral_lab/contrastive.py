@@ -1,0 +1,201 @@
+"""One contrastive batch, with or without Coral's reconstruction, and its gradients in whatever memory there is.
+
+GradCache (arXiv 2101.06983): embed the whole batch without keeping anything, take the gradient of the loss with
+respect to the embeddings, then embed part by part again and pass it on. A batch in one part is embedded once. The
+reconstruction terms are sums over masked tokens, so their parts add up by themselves.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from coral_lab import parallel
+from coral_lab.coral import Content, Coral, Decoders, content, reconstructions, token_embeddings
+from coral_lab.inputs import Moves, Prompt, Vision, draw_moves, last_states, pool, prompt, see
+from coral_lab.interleaved import Product, Query
+from coral_lab.losses import info_nce
+from coral_lab.models import Model
+from coral_lab.training import Objective, Step
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A query, one right answer, and answers that are known to be wrong."""
+
+    query: Query
+    positive: Product
+    negatives: tuple[Product, ...] = ()
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Pairs as prompts, and everything random about them, so that any part of it can be computed again.
+
+    `draws` are uniform numbers that decide which of a positive's tokens are hidden; `also_positive` is over all
+    positives, then all negatives.
+    """
+
+    queries: tuple[Prompt, ...]
+    positives: tuple[Prompt, ...]
+    negatives: tuple[Prompt, ...]
+    also_positive: Bool[Tensor, "query candidate"]
+    draws: Float[Tensor, "query number"]
+    moves: Moves | None = None
+
+    def __len__(self) -> int:
+        return len(self.queries)
+
+    @property
+    def prompts(self) -> tuple[Prompt, ...]:
+        return self.queries + self.positives + self.negatives
+
+    def part(self, rows: range) -> "Batch":
+        """These queries with their positives and negatives."""
+        hard = len(self.negatives) // max(1, len(self))
+        own = slice(rows.start, rows.stop)
+        negatives = self.negatives[rows.start * hard : rows.stop * hard]
+        return Batch(self.queries[own], self.positives[own], negatives, self.also_positive[own], self.draws[own],
+                     self.moves)  # fmt: skip
+
+
+def make_batch(model: Model, pairs: Sequence[Pair], longest: int = 0, augmented: bool = False) -> Batch:
+    """The pairs' prompts; random numbers for `longest` tokens a positive are torch's own.
+
+    Raises ValueError if some queries have more negatives than others.
+    """
+    counts = {len(pair.negatives) for pair in pairs}
+    if len(counts) > 1:
+        raise ValueError(f"queries have {sorted(counts)} negatives; give each of them as many")
+    candidates = [pair.positive for pair in pairs] + [product for pair in pairs for product in pair.negatives]
+    right = [{*pair.query.positives, pair.positive.id} for pair in pairs]
+    known = torch.tensor([[product.id in ids for product in candidates] for ids in right])
+    queries = tuple(prompt(model, pair.query) for pair in pairs)
+    prompts = tuple(prompt(model, product) for product in candidates)
+    moves = draw_moves(queries + prompts) if augmented else None
+    draws = torch.rand(len(pairs), longest)
+    return Batch(queries, prompts[: len(pairs)], prompts[len(pairs) :], known, draws, moves)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the model made of a part of a batch: h_eos of queries and candidates, and the pictures' features."""
+
+    part: Batch
+    vision: Vision
+    queries: Float[Tensor, "query dim"]
+    candidates: Float[Tensor, "candidate dim"]
+    targets: Content | None
+
+    @cached_property
+    def embeddings(self) -> list[Tensor]:
+        """Embeddings of queries, positives and negatives."""
+        return [pool(self.queries), *pool(self.candidates).tensor_split([len(self.part)])]
+
+    def masks(self, rate: float) -> dict[str, Tensor]:
+        return self.targets.masks(self.part.draws, rate) if self.targets else {}
+
+
+def gradients(
+    model: Model,
+    decoders: Decoders,
+    batch: Batch,
+    coral: Coral,
+    chunk: int | None = None,
+    autocast: Callable = nullcontext,
+) -> dict[str, float]:
+    """Add the gradients of L = L_cl + λ1 L_reg + λ2 L_rec to the parameters, and return the unweighted terms.
+
+    `chunk` is how many pairs are in memory at a time; all by default. Across processes each does its share of the
+    rows; the caller sums their gradients (`parallel.sum_gradients`). Raises ValueError for no pairs.
+    """
+    rows = parallel.share(len(batch))
+    size = len(rows) if chunk is None else chunk
+    if size < 1:
+        raise ValueError(f"{len(rows)} pairs in chunks of {chunk}; give at least one pair a chunk")
+    parts = [batch.part(rows[at : at + size]) for at in range(0, len(rows), size)]
+    once = len(parts) == 1
+    readings = []
+    with torch.set_grad_enabled(once), autocast():
+        for part in parts:
+            reading = _read(model, decoders, part, coral)
+            readings.append(reading if once else replace(reading, vision=Vision({}, {})))
+    loss, pulls = _contrast(readings, batch.also_positive, decoders.temperature)
+    masks = [reading.masks(coral.mask_rate) for reading in readings]
+    counts = _counts(masks, model.device)
+    sums = dict.fromkeys(coral.weights, 0.0)
+    for reading, mask, pull in zip(readings, masks, pulls, strict=True):
+        with autocast():
+            again = reading if once else _read(model, decoders, reading.part, coral)
+            terms = _reconstructions(model, decoders, again, coral, mask, counts)
+        total = sum((e * p).sum() for e, p in zip(again.embeddings, pull, strict=True))
+        total += sum(coral.weights[name] * value for name, value in terms.items())
+        total.backward()
+        sums = {name: sums[name] + terms[name].item() for name in sums}
+    return {
+        "contrastive": loss,
+        **dict(zip(sums, parallel.total(list(sums.values()), model.device), strict=True)),
+    }
+
+
+def _read(model: Model, decoders: Decoders, part: Batch, coral: Coral) -> Reading:
+    vision = see(model, part.prompts, part.moves)
+    states = (
+        last_states(model, part.queries, vision),
+        last_states(model, part.positives + part.negatives, vision),
+    )
+    targets = content(model, part.positives, vision, decoders.longest) if coral.weights else None
+    return Reading(part, vision, *states, targets)
+
+
+def _contrast(
+    readings: Sequence[Reading], also_positive: Tensor, temperature: Tensor
+) -> tuple[float, list[tuple[Tensor, ...]]]:
+    """L_cl of the whole batch, and its gradient with respect to each reading's embeddings."""
+    kinds = list(zip(*(reading.embeddings for reading in readings), strict=True))
+    own = [torch.cat(kind).detach().requires_grad_() for kind in kinds]
+    queries, *candidates = (parallel.gather(rows) for rows in own)
+    loss = info_nce(queries, torch.cat(candidates), temperature, also_positive.to(queries.device))
+    # Each process finds the same gradient for the temperature; summed, it must count once.
+    gradient = torch.autograd.grad(loss, [*own, temperature] if temperature.requires_grad else own)
+    if temperature.requires_grad:
+        temperature.backward(gradient[-1] / parallel.world_size())
+    by_kind = [rows.split([len(e) for e in kind]) for rows, kind in zip(gradient, kinds, strict=False)]
+    return loss.item(), list(zip(*by_kind, strict=True))
+
+
+def _counts(masks: Sequence[Mapping[str, Tensor]], device: torch.device) -> dict[str, float]:
+    """Masked places of the whole batch, by kind, over all parts and processes."""
+    own = {kind: float(sum(mask[kind].sum().item() for mask in masks)) for kind in masks[0]}
+    return dict(zip(own, parallel.total(list(own.values()), device), strict=True))
+
+
+def _reconstructions(model, decoders, reading: Reading, coral: Coral, masks, counts) -> dict[str, Tensor]:
+    if reading.targets is None:
+        return {}
+    embeddings = token_embeddings(model, reading.part.positives, reading.targets, reading.vision)
+    eos = {"reg": reading.queries, "rec": reading.candidates[: len(reading.part)]}
+    return reconstructions(model, decoders, coral.weights, embeddings, reading.targets, masks, eos, counts)
+
+
+def contrastive_objective(
+    model: Model,
+    decoders: Decoders,
+    pairs: Callable[[int], Sequence[Pair]],
+    coral: Coral,
+    *,
+    chunk: int | None = None,
+    augmented: bool = False,
+    autocast: Callable = nullcontext,
+) -> Objective:
+    """What `train` calls at each step: the pairs of that step, their losses and gradients."""
+
+    def objective(step: int) -> Step:
+        batch = make_batch(model, pairs(step), decoders.longest if coral.weights else 0, augmented)
+        return Step(gradients(model, decoders, batch, coral, chunk, autocast), batch.prompts)
+
+    return objective

@@ -1,0 +1,206 @@
+"""Coral's reconstruction (arXiv 2506.03144): can the retrieval target be rebuilt from one vector?
+
+E is the target's own tokens as they enter the text model: its picture's features and its words' embeddings, without
+the chat template, whose constant words need no rebuilding. Half of its picture, or of its words, is hidden; a
+one-layer decoder reads what is left and h_eos, and says what was hidden:
+
+    L_reg   from the query's h_eos: the query must tell what it is looking for
+    L_rec   from the target's own h_eos: the embedding must keep what it stands for
+
+    L = L_cl + λ1 L_reg + λ2 L_rec,  each of the two a sum of vision and language
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import layer_norm
+
+from coral_lab.images import ItemError
+from coral_lab.inputs import Prompt, Vision, tokenize
+from coral_lab.losses import masked_language_modelling, vision_reconstruction
+from coral_lab.models import Model
+from coral_lab.pixels import key
+
+
+@dataclass(frozen=True)
+class Coral:
+    """Weights of the objective; a term whose weight is 0 is not computed.
+
+    `lambda1` and `lambda2` weigh L_reg and L_rec, `vision` and `language` the two kinds within each; `mask_rate` is
+    δ, the share of tokens that is hidden; `temperature` is τ, where it starts if it is learned.
+    """
+
+    lambda1: float | int = 0.2
+    lambda2: float | int = 0.2
+    vision: float | int = 1.0
+    language: float | int = 1.0
+    mask_rate: float | int = 0.5
+    temperature: float | int = 0.04
+    learn_temperature: bool = False
+
+    def __post_init__(self):
+        if min(self.lambda1, self.lambda2, self.vision, self.language) < 0 or self.temperature <= 0:
+            raise ValueError(f"{self} has a negative weight or temperature; weights are 0 or more")
+        if not 0 < self.mask_rate <= 1:
+            raise ValueError(f"mask_rate is {self.mask_rate}; it is a share, above 0 and up to 1")
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Weight of each reconstruction that is on: "reg vision", "reg language", "rec vision", "rec language"."""
+        sources = {"reg": self.lambda1, "rec": self.lambda2}
+        kinds = {"vision": self.vision, "language": self.language}
+        products = {f"{source} {kind}": a * b for source, a in sources.items() for kind, b in kinds.items()}
+        return {name: weight for name, weight in products.items() if weight}
+
+
+CONTRASTIVE = Coral(lambda1=0.0, lambda2=0.0)
+"""L_cl alone."""
+
+
+class Decoder(nn.Module):
+    """One BERT-style layer: reads [MASK(E) ; h_eos] and gives a vector for each place of E.
+
+    As in BERT, what is read is normalised first. Here it is no detail: picture features are 40 times as long as word
+    embeddings, and without it coral-mini's decoders had not found h_eos after 1,000 steps.
+    """
+
+    def __init__(self, dim: int, longest: int):
+        super().__init__()
+        self.mask = nn.Parameter(torch.randn(dim) * 0.02)
+        self.position = nn.Embedding(longest + 1, dim)
+        nn.init.normal_(self.position.weight, std=0.02)
+        self.norm = nn.LayerNorm(dim)
+        heads = max(1, dim // 64)
+        # No dropout: a part of a batch, seen twice by GradCache, must be the same both times.
+        self.layer = nn.TransformerEncoderLayer(
+            dim, heads, 4 * dim, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+        )
+        self.out = nn.Linear(dim, dim)
+
+    def forward(
+        self,
+        embeddings: Float[Tensor, "row place dim"],
+        masked: Bool[Tensor, "row place"],
+        padding: Bool[Tensor, "row place"],
+        eos: Float[Tensor, "row dim"],
+    ) -> Float[Tensor, "row place dim"]:
+        """h_eos comes first, so that its position is the same for every length; attention knows no order else."""
+        embeddings, eos = (layer_norm(x, x.shape[-1:]) for x in (embeddings, eos))
+        tokens = torch.where(masked[..., None], self.mask.to(embeddings.dtype), embeddings)
+        tokens = torch.cat([eos[:, None].to(tokens.dtype), tokens], dim=1)
+        tokens = self.norm(tokens + self.position.weight[: tokens.shape[1]])
+        hidden = self.layer(tokens, src_key_padding_mask=nn.functional.pad(padding, (1, 0), value=False))
+        return self.out(hidden[:, 1:])
+
+
+class Decoders(nn.Module):
+    """What is trained beside the model and thrown away after: two decoders, and the temperature."""
+
+    def __init__(self, dim: int, coral: Coral, longest: int = 1024):
+        super().__init__()
+        kinds = {name.split()[1] for name in coral.weights}
+        self.longest = longest
+        self.by_kind = nn.ModuleDict({kind: Decoder(dim, longest) for kind in sorted(kinds)})
+        log_temperature = torch.tensor(math.log(coral.temperature))
+        self.log_temperature = nn.Parameter(log_temperature, requires_grad=coral.learn_temperature)
+
+    @property
+    def temperature(self) -> Float[Tensor, ""]:
+        return self.log_temperature.exp()
+
+
+def decoders(model: Model, coral: Coral, seed: int = 0, longest: int = 1024) -> Decoders:
+    """Randomly initialised decoders that fit `model`, on its device, for targets of up to `longest` tokens."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Decoders(model.dim, coral, longest).to(model.device)
+
+
+@dataclass(frozen=True)
+class Content:
+    """The targets' own tokens, padded on the right: what can be hidden is a picture's token or a word's."""
+
+    ids: Int[Tensor, "row place"]
+    pictures: Bool[Tensor, "row place"]
+    words: Bool[Tensor, "row place"]
+    padding: Bool[Tensor, "row place"]
+
+    def masks(self, draws: Float[Tensor, "row number"], rate: float) -> dict[str, Bool[Tensor, "row place"]]:
+        """Places to hide: those whose number, uniform in [0, 1), is below `rate`."""
+        low = draws[:, : self.ids.shape[1]].to(self.ids.device) < rate
+        return {"vision": self.pictures & low, "language": self.words & low}
+
+
+def content(model: Model, prompts: Sequence[Prompt], vision: Vision, longest: int) -> Content:
+    """The tokens between the last user turn's header and its end. Raises ItemError for more than `longest`."""
+    tokenizer = model.processor.tokenizer
+    start, end = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
+    header = len(tokenizer("user\n")["input_ids"])
+    batch = tokenize(model, prompts, vision)
+    rows = []
+    for prompt, ids in zip(prompts, batch["input_ids"], strict=True):
+        turn = (ids == start).nonzero()[-2, 0] + 1 + header
+        row = ids[turn : (ids == end).nonzero()[-1, 0]]
+        if len(row) > longest:
+            raise ItemError(
+                prompt.name, f"has {len(row):,} tokens and the decoders read {longest:,}; make them longer"
+            )
+        rows.append(row)
+    special = torch.tensor(tokenizer.all_special_ids)
+    ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=tokenizer.pad_token_id)
+    padding = torch.arange(ids.shape[1]) >= torch.tensor([len(row) for row in rows])[:, None]
+    pictures = (ids == model.processor.image_token_id) & ~padding
+    words = ~torch.isin(ids, special) & ~padding
+    return Content(*(tensor.to(model.device) for tensor in (ids, pictures, words, padding)))
+
+
+def token_embeddings(
+    model: Model, prompts: Sequence[Prompt], content: Content, vision: Vision
+) -> Float[Tensor, "row place dim"]:
+    """E = [e_img ; e_txt]: what the text model reads at each place."""
+    embeddings = model.network.get_input_embeddings()(content.ids)
+    features = [vision.features[key(picture)] for prompt in prompts for picture in prompt.pictures]
+    if not features:
+        return embeddings
+    embeddings = embeddings.clone()
+    embeddings[content.pictures] = torch.cat(features).to(embeddings.dtype)
+    return embeddings
+
+
+def reconstructions(
+    model: Model,
+    decoders: Decoders,
+    weights: Mapping[str, float],
+    embeddings: Float[Tensor, "row place dim"],
+    content: Content,
+    masks: Mapping[str, Bool[Tensor, "row place"]],
+    eos: Mapping[str, Float[Tensor, "row dim"]],
+    counts: Mapping[str, float | int] | None = None,
+) -> dict[str, Float[Tensor, ""]]:
+    """The losses named in `weights`, unweighted. `eos` has the h_eos of the query ("reg") and the target ("rec").
+
+    `counts` are the numbers of masked places of the whole batch if this is a part of it.
+    """
+    counts, losses = counts or {}, {}
+    for kind, decoder in decoders.by_kind.items():
+        sources = [source for source in eos if f"{source} {kind}" in weights]
+        rows = len(sources)  # one call for both: the same hidden places, another h_eos
+        hidden = decoder(embeddings.repeat(rows, 1, 1), masks[kind].repeat(rows, 1),
+                         content.padding.repeat(rows, 1), torch.cat([eos[source] for source in sources]))  # fmt: skip
+        for source, part in zip(sources, hidden.chunk(rows), strict=True):
+            if kind == "vision":
+                # Detached and normalised: rebuilding must not make the pictures' features dull.
+                target = layer_norm(embeddings.detach().float(), embeddings.shape[-1:])
+                losses[f"{source} vision"] = vision_reconstruction(
+                    part, target, masks["vision"], counts.get("vision")
+                )
+            else:
+                head = model.network.get_output_embeddings().weight
+                losses[f"{source} language"] = masked_language_modelling(
+                    part, head, content.ids, masks["language"], counts.get("language")
+                )
+    return losses

@@ -1,0 +1,179 @@
+"""A batch in parts, on several processes or with adapters gives the gradients of the whole."""
+
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from coral_lab import load
+from coral_lab.contrastive import Pair, contrastive_objective, gradients, make_batch
+from coral_lab.coral import CONTRASTIVE, Coral, content, decoders, reconstructions, token_embeddings
+from coral_lab.inputs import last_states, pool, see
+from coral_lab.losses import info_nce
+from coral_lab.mini import untrained
+from coral_lab.models import add_lora
+from coral_lab.pairs import mini_pairs, pair_sampler
+from coral_lab.stages import corpus
+from coral_lab.training import TrainConfig, train
+
+
+@pytest.fixture(scope="module")
+def pairs(shop):
+    return pair_sampler(shop, mini_pairs(shop, negatives=1), batch_size=6, steps=10)(9)
+
+
+def collected(model, heads) -> dict[str, torch.Tensor]:
+    named = [*model.network.named_parameters(), *heads.named_parameters()]
+    found = {name: p.grad.clone() for name, p in named if p.grad is not None}
+    model.network.zero_grad()
+    heads.zero_grad()
+    return found
+
+
+def whole_loss(model, heads, batch, coral):
+    """The objective written out: one graph, one sum."""
+    vision = see(model, batch.prompts, batch.moves)
+    queries = last_states(model, batch.queries, vision)
+    candidates = last_states(model, batch.positives + batch.negatives, vision)
+    loss = info_nce(pool(queries), pool(candidates), heads.temperature, batch.also_positive)
+    terms = {"contrastive": loss}
+    if coral.weights:
+        targets = content(model, batch.positives, vision, heads.longest)
+        embeddings = token_embeddings(model, batch.positives, targets, vision)
+        masks = targets.masks(batch.draws, coral.mask_rate)
+        eos = {"reg": queries, "rec": candidates[: len(batch)]}
+        terms |= reconstructions(model, heads, coral.weights, embeddings, targets, masks, eos)
+    return terms, loss + sum(weight * terms[name] for name, weight in coral.weights.items())
+
+
+@pytest.mark.parametrize("coral", [CONTRASTIVE, Coral(learn_temperature=True)], ids=["contrastive", "coral"])
+@pytest.mark.parametrize("chunk", [None, 4, 1])
+def test_gradients_in_parts_are_those_of_the_whole(random_model, pairs, coral, chunk):
+    heads = decoders(random_model, coral)
+    torch.manual_seed(0)
+    batch = make_batch(random_model, pairs, heads.longest, augmented=True)
+    terms, loss = whole_loss(random_model, heads, batch, coral)
+    loss.backward()
+    expected = collected(random_model, heads)
+    found = gradients(random_model, heads, batch, coral, chunk)
+    assert found == pytest.approx({name: value.item() for name, value in terms.items()}, rel=1e-5)
+    ours = collected(random_model, heads)
+    assert ours.keys() == expected.keys()
+    largest = max(gradient.abs().max() for gradient in expected.values())
+    for name, gradient in expected.items():
+        assert (ours[name] - gradient).abs().max() / largest < 1e-5, name
+
+
+def test_two_processes_give_the_gradients_of_one(random_folder, tmp_path):
+    """gloo on this machine: each embeds half of the batch, their sum is the whole."""
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER, encoding="utf-8")
+    one = [sys.executable, str(script), str(random_folder)]
+    two = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", *one[1:]]
+    for name, command in (("one", one), ("two", two)):
+        subprocess.run([*command, str(tmp_path / name)], check=True, capture_output=True, timeout=240)
+    one, two, second = (pickle.loads((tmp_path / name).read_bytes()) for name in ("one-0", "two-0", "two-1"))
+    assert one["terms"] == pytest.approx(two["terms"], rel=1e-5)
+    largest = max(gradient.abs().max() for gradient in one["gradients"].values())
+    for name, gradient in one["gradients"].items():
+        assert (two["gradients"][name] - gradient).abs().max() / largest < 1e-5, name
+        assert torch.equal(two["gradients"][name], second["gradients"][name]), name
+
+
+WORKER = """
+import os, pickle, sys
+import torch
+torch.set_num_threads(1)
+from coral_lab import catalogue, load, parallel
+from coral_lab.contrastive import gradients, make_batch
+from coral_lab.coral import Coral, decoders
+from coral_lab.pairs import mini_pairs, pair_sampler
+parallel.start()
+shop, coral = catalogue("mini", "val"), Coral(learn_temperature=True)
+model = load(sys.argv[1])
+heads = decoders(model, coral)
+torch.manual_seed(0)
+batch = make_batch(model, pair_sampler(shop, mini_pairs(shop, 1), 4, 10)(9), heads.longest, True)
+terms = gradients(model, heads, batch, coral)
+named = [*model.network.named_parameters(), *heads.named_parameters()]
+parallel.sum_gradients(p for _, p in named)
+found = {name: p.grad for name, p in named if p.grad is not None}
+with open(f"{sys.argv[2]}-{parallel.rank()}", "wb") as file:
+    pickle.dump({"terms": terms, "gradients": found}, file)
+"""
+
+
+def test_a_batch_that_cannot_be_shared_or_cut_is_refused(random_model, pairs, monkeypatch):
+    heads = decoders(random_model, CONTRASTIVE)
+    batch = make_batch(random_model, pairs)
+    with pytest.raises(ValueError, match="at least one pair"):
+        gradients(random_model, heads, batch, CONTRASTIVE, chunk=0)
+    monkeypatch.setattr("coral_lab.parallel.world_size", lambda: 4)
+    with pytest.raises(ValueError, match="a batch of 6 for 4 processes"):
+        gradients(random_model, heads, batch, CONTRASTIVE)
+    uneven = [pairs[0], Pair(pairs[1].query, pairs[1].positive)]
+    with pytest.raises(ValueError, match=r"queries have \[0, 1\] negatives"):
+        make_batch(random_model, uneven)
+
+
+def test_right_answers_of_another_query_are_no_negatives(random_model, shop):
+    query = next(q for q in shop.queries if len(q.positives) >= 2)
+    other = next(q for q in shop.queries if not set(q.positives) & set(query.positives))
+    first, second = (shop.by_id[id] for id in query.positives[:2])
+    stranger = shop.by_id[other.positives[0]]
+    batch = make_batch(random_model, [Pair(query, first, (stranger,)), Pair(query, second, (stranger,))])
+    assert batch.also_positive.tolist() == [[True, True, False, False]] * 2
+
+
+def test_hard_negatives_stay_with_their_query(random_model, pairs):
+    batch = make_batch(random_model, pairs)
+    part = batch.part(range(2, 5))
+    assert [p.name for p in part.negatives] == [p.name for p in batch.negatives[2:5]]
+    assert [p.name for p in part.positives] == [p.name for p in batch.positives[2:5]]
+    assert torch.equal(part.also_positive, batch.also_positive[2:5])
+
+
+def test_the_objective_learns_a_batch_by_heart(random_folder, pairs, tmp_path):
+    """Every term falls when the same six pairs are shown again and again."""
+    model, coral = load(random_folder), Coral()
+    heads = decoders(model, coral)
+    objective = contrastive_objective(model, heads, lambda step: pairs, coral)
+    config = TrainConfig(steps=25, learning_rate=3e-3, warmup=3, checkpoint_every=100)
+    rows = []
+    train(model, objective, config, tmp_path, decoders=heads, on_step=rows.append)
+    for name in ("contrastive", *coral.weights):
+        assert rows[-1][name] < 0.9 * rows[0][name], name
+    assert (tmp_path / "decoders.safetensors").is_file()
+    with torch.no_grad():  # inference does not know of the decoders
+        batch = make_batch(load(tmp_path), pairs)
+    assert len(batch) == 6
+
+
+@pytest.mark.parametrize("lora", [None, 4])
+def test_a_step_of_the_3bs_architecture_with_the_real_vocabulary(shop, pairs, tmp_path, lora):
+    """36 and 32 layers, grouped-query attention, 151,936 words as in Qwen2.5-VL-3B; only the width is small."""
+    text = {"num_hidden_layers": 36, "num_attention_heads": 16, "vocab_size": 151_936}
+    text["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 1, 2]}
+    vision = {"depth": 32, "fullatt_block_indexes": [7, 15, 23, 31]}
+    model = untrained(corpus(shop, limit=100), text=text, vision=vision)
+    model.network.save_pretrained(tmp_path / "start")
+    model.processor.save_pretrained(tmp_path / "start")
+    if lora:
+        model = load(tmp_path / "start")
+        add_lora(model, lora)
+    coral = Coral()
+    heads = decoders(model, coral)
+    before = {name: p.detach().clone() for name, p in model.network.named_parameters()}
+    objective = contrastive_objective(model, heads, lambda step: pairs[:2], coral, chunk=1)
+    train(model, objective, TrainConfig(steps=1, warmup=1), tmp_path / "out", decoders=heads)
+    moved = {name for name, p in model.network.named_parameters() if not torch.equal(p, before[name])}
+    assert moved
+    assert all("lora" in name for name in moved) == bool(lora)
+    again = load(tmp_path / "out")
+    with torch.no_grad():
+        prompts = make_batch(model, pairs[:1]).queries
+        model.network.eval()
+        ours, loaded = (last_states(m, prompts, see(m, prompts)) for m in (model, again))
+    torch.testing.assert_close(ours, loaded, atol=1e-5, rtol=1e-4)

@@ -1,0 +1,106 @@
+"""Contrastive batches: right answers are right, wrong ones wrong, and a step is its number's alone."""
+
+from dataclasses import replace
+from random import Random
+
+import pytest
+
+from coral_lab import Dataset
+from coral_lab.catalogue import ATTRIBUTES
+from coral_lab.pairs import fewer, mini_pairs, pair_sampler, plain_pairs, varied
+from coral_lab.queries import stated
+from coral_lab.titles import shown
+
+
+def wanted(query) -> dict[str, str]:
+    found = {c.attribute: c.value for c in query.conditions}
+    return found | ({stated(query)[0]: stated(query)[1]} if stated(query) else {})
+
+
+def meets(product, query) -> bool:
+    facts = {key: product.attributes[key][0] for key in ATTRIBUTES}
+    return product.class_name == query.class_name and wanted(query).items() <= facts.items()
+
+
+@pytest.fixture(scope="module")
+def batch(shop):
+    return pair_sampler(shop, mini_pairs(shop, negatives=2), batch_size=60, steps=10)(3)
+
+
+def test_positives_are_all_products_that_meet_what_is_left_of_the_query(shop, batch):
+    for pair in batch[:20]:
+        references = {product.id for product in pair.query.references}
+        right = {p.id for p in shop.products if meets(p, pair.query)} - references
+        assert set(pair.query.positives) == right
+        assert pair.positive.id in right
+
+
+def test_the_positive_shows_what_is_wanted_wherever_one_does(shop, batch):
+    for pair in batch:
+        keys = wanted(pair.query).keys()
+        if any(keys <= shown(shop.by_id[id]) for id in pair.query.positives):
+            assert keys <= shown(pair.positive)
+
+
+def test_negatives_are_of_the_class_and_do_not_answer(batch):
+    for pair in batch:
+        assert len(pair.negatives) == 2
+        for product in pair.negatives:
+            assert product.class_name == pair.query.class_name
+            assert not meets(product, pair.query)
+
+
+def test_known_hard_negatives_come_first(shop):
+    query = next(q for q in shop.queries if len(q.hard_negatives) >= 2)
+    for make in (plain_pairs(shop, 2), mini_pairs(shop, 2)):
+        for seed in range(5):
+            pair = make(query, Random(seed))
+            hard = set(query.hard_negatives) - set(pair.query.positives) - {p.id for p in query.references}
+            assert len({p.id for p in pair.negatives} & hard) == min(2, len(hard))
+
+
+def test_plain_pairs_leave_the_query_as_it_is(shop):
+    query = shop.queries[0]
+    pair = plain_pairs(shop)(query, Random(0))
+    assert pair.query is query
+    assert pair.positive.id in query.positives
+    assert pair.negatives == ()
+
+
+def test_some_queries_keep_all_their_conditions_and_some_lose_a_few(shop):
+    rng = Random(0)
+    kept = [len(fewer(query, rng).conditions) / len(query.conditions) for query in shop.queries[:300]]
+    assert all(0 < share <= 1 for share in kept)
+    assert 0.4 < sum(share == 1 for share in kept) / len(kept) < 0.9
+
+
+def test_variations_ask_the_same(shop):
+    rng = Random(0)
+    for query in shop.queries[:50]:
+        other = varied(query, rng)
+        assert wanted(other) == wanted(query)
+        assert [c.product.id for c in other.conditions] == [c.product.id for c in query.conditions]
+
+
+def test_a_step_depends_on_seed_and_number_alone(shop):
+    def ids(seed, step):
+        sampler = pair_sampler(shop, mini_pairs(shop), 8, 10, seed)
+        sampler(step + 1)
+        return [(pair.query.id, pair.positive.title) for pair in sampler(step)]
+
+    assert ids(0, 4) == ids(0, 4)
+    assert ids(0, 4) != ids(0, 5)
+    assert ids(0, 4) != ids(1, 4)
+
+
+def test_late_batches_are_often_of_two_classes_and_early_ones_are_not(shop):
+    pairs = pair_sampler(shop, plain_pairs(shop), 40, 100)
+    classes = [len({pair.query.class_name for pair in pairs(step)}) for step in range(100)]
+    assert min(classes[:5]) > 2
+    assert 0.4 < sum(count == 2 for count in classes[50:]) / 50 < 0.95
+
+
+def test_a_query_without_positives_cannot_be_trained_on(shop):
+    bare = Dataset("bare", shop.products, [replace(shop.queries[0], positives=())])
+    with pytest.raises(ValueError, match="no positives"):
+        pair_sampler(bare, plain_pairs(bare), 2, 10)
