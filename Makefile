@@ -30,11 +30,13 @@ notebooks: .venv/ready
 	  --ExecutePreprocessor.store_widget_state=False notebooks/[0-9]*.ipynb
 	$(RUN) nbconvert --to html --output-dir build/notebooks notebooks/[0-9]*.ipynb
 
-# Trains coral-mini again, about an hour on two cores; goes on where it was stopped.
+# Trains coral-mini again, about two and a half hours on two cores; goes on where it was stopped.
 mini: .venv/ready
 	$(RUN) coral_lab train --stage base --out build/coral-mini-first
-	$(RUN) coral_lab train --stage review --model build/coral-mini-first --out build/coral-mini-base
+	$(RUN) coral_lab train --stage review --model build/coral-mini-first --out build/coral-mini-review
+	$(RUN) coral_lab train --stage answers --model build/coral-mini-review --out build/coral-mini-base
 	$(RUN) coral_lab train --stage contrastive --model build/coral-mini-base --out build/coral-mini-contrastive
+	$(RUN) coral_lab train --stage coral --model build/coral-mini-base --out build/coral-mini-coral
 
 # Installing again happens only when pyproject.toml has changed: after that no network is needed.
 .venv/ready: pyproject.toml tests/constraints.txt
