@@ -1,0 +1,95 @@
+"""What Coral costs over contrastive training, and what GradCache costs in memory. Writes benchmarks/objective.csv.
+
+python benchmarks/objective.py            both objectives on the same batches, in turn, in this process
+python benchmarks/objective.py memory     peak memory of a step of 64 and of 512 pairs, each in its own process
+"""
+
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from coral_lab import load
+from coral_lab.catalogue import catalogue
+from coral_lab.contrastive import gradients, make_batch
+from coral_lab.coral import CONTRASTIVE, Coral, decoders
+from coral_lab.pairs import mini_pairs, pair_sampler
+
+RUNS, CHUNK = 9, 32
+OBJECTIVES = {"contrastive": CONTRASTIVE, "coral": Coral()}
+OUT = Path(__file__).with_suffix(".csv")
+
+
+def timings() -> pd.DataFrame:
+    """Seconds of a step of 128 pairs, forward and backward, pictures already processed."""
+    shop, model = catalogue("mini", "val"), load("mini-base")
+    model.network.train()
+    pairs = pair_sampler(shop, mini_pairs(shop), 128, 10)
+    heads = {name: decoders(model, coral) for name, coral in OBJECTIVES.items()}
+    seconds = {name: [] for name in OBJECTIVES}
+    for run in range(RUNS + 1):
+        batch = make_batch(model, pairs(run), 1024, augmented=True)
+        model.pixels((picture, prompt.name) for prompt in batch.prompts for picture in prompt.pictures)
+        for name, coral in OBJECTIVES.items():
+            model.network.zero_grad()
+            started = time.perf_counter()
+            gradients(model, heads[name], batch, coral)
+            if run:  # the first is warm-up
+                seconds[name].append(time.perf_counter() - started)
+    ratios = [b / a for a, b in zip(*seconds.values(), strict=True)]
+    rows = [(f"{name} step of 128 pairs, s", values) for name, values in seconds.items()]
+    rows.append(("coral / contrastive, same batch", ratios))
+    return pd.DataFrame(
+        [(name, statistics.median(v), min(v), max(v), len(v)) for name, v in rows],
+        columns=["what", "median", "least", "most", "runs"],
+    ).round(4)
+
+
+def peak(pairs: int) -> dict[str, float]:
+    """Peak memory of this process in MB: before any step, after one of a chunk's size, and after one of `pairs`."""
+    shop, model = catalogue("mini", "val"), load("mini-base")
+    model.network.train()
+    model.pixels.limit = 0  # else the pictures themselves would be kept
+    coral = Coral()
+    heads, sampler = decoders(model, coral), pair_sampler(shop, mini_pairs(shop), pairs, 10)
+    found = {"before": _peak()}
+    torch.manual_seed(0)
+    batch = make_batch(model, sampler(0), heads.longest, augmented=True)
+    gradients(model, heads, batch, coral, CHUNK)
+    return found | {"step": _peak()}
+
+
+def _peak() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def memory() -> pd.DataFrame:
+    rows = []
+    for pairs in (64, 512):
+        command = [sys.executable, __file__, "peak", str(pairs)]
+        found = [
+            json.loads(subprocess.run(command, check=True, capture_output=True).stdout) for _ in range(3)
+        ]
+        own = [run["step"] - run["before"] for run in found]
+        rows.append((f"step of {pairs} pairs, {CHUNK} at a time: peak over the loaded model, MB",
+                     statistics.median(own), min(own), max(own), len(own)))  # fmt: skip
+    rows.append(("growth from 64 to 512 pairs", rows[1][1] / rows[0][1] - 1, None, None, 1))
+    return pd.DataFrame(rows, columns=["what", "median", "least", "most", "runs"]).round(4)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["peak"]:
+        print(json.dumps(peak(int(sys.argv[2]))))
+    else:
+        found = memory() if sys.argv[1:] == ["memory"] else timings()
+        if OUT.exists():
+            old = pd.read_csv(OUT)
+            found = pd.concat([old[~old["what"].isin(found["what"])], found])
+        found.to_csv(OUT, index=False)
+        print(found.to_string(index=False))
