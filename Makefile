@@ -6,8 +6,9 @@ PIP_ARGS ?= --constraint tests/constraints.txt
 RUN := .venv/bin/python -m
 export JUPYTER_PLATFORM_DIRS := 1
 export TOKENIZERS_PARALLELISM := false
+export CORAL_LAB_STORE ?= $(CURDIR)/build/store
 
-.PHONY: lab demo test lint notebooks mini
+.PHONY: lab demo test lint notebooks mini bench
 
 # Prints its URL with the token. Over ssh and in a container there is no browser to open.
 lab: .venv/ready
@@ -30,13 +31,21 @@ notebooks: .venv/ready
 	  --ExecutePreprocessor.store_widget_state=False notebooks/[0-9]*.ipynb
 	$(RUN) nbconvert --to html --output-dir build/notebooks notebooks/[0-9]*.ipynb
 
-# Trains coral-mini again, about two and a half hours on two cores; goes on where it was stopped.
+# Side-by-side timings and memory, some minutes on an idle machine
+bench: .venv/ready
+	.venv/bin/python benchmarks/objective.py
+	.venv/bin/python benchmarks/objective.py memory
+	.venv/bin/python benchmarks/store.py
+	.venv/bin/python benchmarks/probe.py
+
+# Trains coral-mini again, about three hours on two cores; goes on where it was stopped.
 mini: .venv/ready
 	$(RUN) coral_lab train --stage base --out build/coral-mini-first
 	$(RUN) coral_lab train --stage review --model build/coral-mini-first --out build/coral-mini-review
-	$(RUN) coral_lab train --stage answers --model build/coral-mini-review --out build/coral-mini-base
+	$(RUN) coral_lab train --stage answers --model build/coral-mini-review --out build/coral-mini-answers
+	$(RUN) coral_lab train --stage summary --model build/coral-mini-answers --out build/coral-mini-base
 	$(RUN) coral_lab train --stage contrastive --model build/coral-mini-base --out build/coral-mini-contrastive
-	$(RUN) coral_lab train --stage coral --model build/coral-mini-base --out build/coral-mini-coral
+	$(RUN) coral_lab train --stage coral --model build/coral-mini-base --out build/coral-mini
 
 # Installing again happens only when pyproject.toml has changed: after that no network is needed.
 .venv/ready: pyproject.toml tests/constraints.txt

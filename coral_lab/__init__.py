@@ -10,19 +10,20 @@ from importlib import import_module
 
 from coral_lab.catalogue import catalogue
 from coral_lab.images import ItemError
-from coral_lab.interleaved import Condition, Dataset, Product, Query, messages
+from coral_lab.interleaved import Condition, Product, Query, messages
 
 # What needs torch is imported when it is first used, so that `import coral_lab` stays quick.
 _LATER = {
     "load": "models",
-    "CheckpointError": "models",
     "encode": "encoder",
     "index": "evaluation",
     "evaluate": "evaluation",
+    "merit": "merit_files",
+    "open_store": "store",
 }
 
-__all__ = ["CheckpointError", "Condition", "Dataset", "ItemError", "Product", "Query", "catalogue", "encode",
-           "evaluate", "index", "load", "messages"]  # fmt: skip
+__all__ = ["Condition", "ItemError", "Product", "Query", "catalogue", "encode", "evaluate", "index", "load", "merit",
+           "messages", "open_store"]  # fmt: skip
 
 
 def __getattr__(name: str):

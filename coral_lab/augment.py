@@ -3,20 +3,30 @@
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import affine_grid, grid_sample
 
 CHANNELS = 3
-REACH = 4
-"""Pixels that a picture is moved by at most."""
+REACH, ZOOM, TURN = 5, 0.12, 10
+"""A picture is moved by so many pixels, enlarged by this share and turned by so many degrees at most, either way."""
 
 
-def shift(
+STILL = (0.0, 0.0, 1.0, 0.0)
+"""The move that changes nothing."""
+
+
+def draw_moves(count: int) -> Float[Tensor, "picture 4"]:
+    """Random moves for so many pictures: pixels in y and x, zoom, degrees (counter-clockwise)."""
+    return (2 * torch.rand(count, 4) - 1) * torch.tensor([REACH, REACH, ZOOM, TURN]) + torch.tensor(STILL)
+
+
+def move(
     values: Float[Tensor, "patch 1176"],
     grids: Int[Tensor, "picture 3"],
-    by: Int[Tensor, "picture 2"],
+    moves: Float[Tensor, "picture 4"],
     merge: int,
     patch: int,
 ) -> Float[Tensor, "patch 1176"]:
-    """Move each picture `by` pixels in y and x, its edge repeated.
+    """Each picture turned and enlarged about its middle, then moved; its edge is repeated.
 
     `values` are as Qwen2-VL's image processor lays them out: (height, width) in blocks of `merge` x `merge` patches,
     each patch (channel, time, y, x). Pictures of several sizes in one batch are moved size by size.
@@ -37,15 +47,21 @@ def shift(
             values.shape[1] // CHANNELS // patch**2,
         )
         whole = values[rows].view(*blocks, patch, patch).permute(0, 5, 6, 1, 3, 7, 2, 4, 8)
-        image = _move(whole.reshape(len(whole), -1, height * patch, width * patch), by[pictures])
+        image = _moved(whole.reshape(len(whole), -1, height * patch, width * patch), moves[pictures])
         moved[rows] = image.view(whole.shape).permute(0, 3, 6, 4, 7, 1, 2, 5, 8).reshape(-1, values.shape[1])
     return moved
 
 
-def _move(
-    images: Float[Tensor, "picture channel y x"], by: Int[Tensor, "picture 2"]
+def _moved(
+    images: Float[Tensor, "picture channel y x"], moves: Float[Tensor, "picture 4"]
 ) -> Float[Tensor, "picture channel y x"]:
-    count, _, height, width = images.shape
-    y, x = torch.arange(height) - by[:, :1], torch.arange(width) - by[:, 1:]
-    y, x = y.clamp(0, height - 1)[:, :, None], x.clamp(0, width - 1)[:, None, :]
-    return images[torch.arange(count)[:, None, None], :, y, x].permute(0, 3, 1, 2)
+    height, width = images.shape[2:]
+    y, x, zoom, turn = moves.unbind(-1)
+    cos, sin = turn.deg2rad().cos() / zoom, turn.deg2rad().sin() / zoom
+    # Where in the picture each place of the result comes from, in units of half its width and height.
+    x, y = 2 * x / width, 2 * y / height
+    skew = sin * height / width, -sin * width / height
+    rows = [cos, skew[0], -cos * x - skew[0] * y], [skew[1], cos, -skew[1] * x - cos * y]
+    maps = torch.stack([torch.stack(row, -1) for row in rows], 1)
+    places = affine_grid(maps, list(images.shape), align_corners=False)
+    return grid_sample(images, places, padding_mode="border", align_corners=False)

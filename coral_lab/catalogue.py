@@ -8,14 +8,15 @@ in `drawing.py`, and the words and colours in `data/cards.json`.
 import io
 import json
 from collections.abc import Iterator, Sequence
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from random import Random
 
 from tqdm.auto import tqdm
 
 from coral_lab.cards import cards
-from coral_lab.drawing import draw
+from coral_lab.drawing import Drawing
+from coral_lab.instructions import instruction
 from coral_lab.interleaved import Dataset, Product, Query
 from coral_lab.queries import LISTING_ATTRIBUTES, VARIANT_ATTRIBUTES, Pool, sample_queries, stated
 from coral_lab.titles import ATTRIBUTES, LANGUAGES, TEXTUAL, VISUAL, named_in_title, retitle, title
@@ -85,7 +86,7 @@ def _product(id: str, class_name: str, facts: dict[str, str], rng: Random) -> Pr
     return Product(
         id=id,
         title=title(id, class_name, facts, language),
-        image=partial(draw, class_name=class_name, **seen, seed=rng.getrandbits(32)),
+        image=Drawing(class_name, **seen, seed=rng.getrandbits(32)),
         class_name=class_name,
         language=language,
         country=rng.choice(cards()["languages"][language]["countries"]),
@@ -125,17 +126,12 @@ def _mentioned(query: Query) -> Iterator[str]:
 
 def _query_record(query: Query) -> dict:
     """One line of MERIT's query files."""
-    asked = [
-        f"the same {condition.attribute} with <Product {n}> <image>\n{condition.product.title} </Product {n}>"
-        for n, condition in enumerate(query.conditions, 1)
-    ]
     wanted = {condition.product.id: {condition.attribute: condition.value} for condition in query.conditions}
-    instruction = f"Find a product of {query.class_name} that has {' and '.join(asked)}{query.text}"
     return {
         "query": wanted,
         "pos_candidate": [int(id) for id in query.positives],
         "hard_negative": [int(id) for id in query.hard_negatives],
-        "query instruction": instruction,
+        "query instruction": instruction(query),
     }
 
 

@@ -1,4 +1,4 @@
-"""The command line: `coral-lab demo`, `evaluate`, `encode`, `train` and `data`."""
+"""The command line: `coral-lab demo`, `evaluate`, `encode`, `train`, `experiment`, `data` and `download`."""
 
 import argparse
 import json
@@ -7,6 +7,8 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+
+from coral_lab.errors import WorkbenchError
 
 CONFIG = {"steps": int, "learning_rate": float, "seed": int, "warmup": int, "evaluate_every": int,
           "checkpoint_every": int, "accumulate": int, "precision": str}  # fmt: skip
@@ -17,11 +19,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; errors that a user can mend are one line on stderr and exit status 2."""
     arguments = sys.argv[1:] if arguments is None else arguments
     options = _parser().parse_args(arguments, argparse.Namespace(arguments=arguments))
-    from coral_lab.models import CheckpointError  # torch takes seconds: --help need not wait
-
     try:
         options.command(options)
-    except (CheckpointError, ValueError, FileNotFoundError) as error:
+    except (WorkbenchError, ValueError, FileNotFoundError) as error:
         print(f"coral-lab: {error}", file=sys.stderr)
         return 2
     return 0
@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="train a stage on MERIT-mini; goes on where it was stopped")
     train.set_defaults(command=_train)
     train.add_argument(
-        "--stage", required=True, choices=["base", "review", "answers", "contrastive", "coral"]
+        "--stage", required=True, choices=["base", "review", "answers", "summary", "contrastive", "coral"]
     )
     train.add_argument("--model", help="where to start; base starts from scratch without")
     train.add_argument("--out", required=True, type=Path)
@@ -76,10 +76,26 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--lora", type=_positive, metavar="RANK", help="train adapters of this rank only")
     train.add_argument("--device", help="cuda, mps or cpu; the best one there is by default")
 
+    experiment = commands.add_parser("experiment", help="many training runs, each run once and kept")
+    experiment.set_defaults(command=_experiment)
+    experiment.add_argument("name", choices=["loss-ablation"])
+    experiment.add_argument("--seeds", type=_positive, default=3)
+    experiment.add_argument("--steps", type=_positive, default=200)
+    experiment.add_argument("--out", type=Path, help="where the results are kept; data/results by default")
+
     data = commands.add_parser("data", help="write MERIT-mini in MERIT's file formats")
     data.set_defaults(command=_data)
     data.add_argument("--out", required=True, type=Path)
     data.add_argument("--limit", type=_positive, help="only so many queries a split, and their products")
+
+    download = commands.add_parser(
+        "download", help="fetch a checkpoint or MERIT from the hub; goes on where it was stopped"
+    )
+    download.set_defaults(command=_download)
+    download.add_argument("--model", help="a hub id, e.g. Bia/CORAL")
+    download.add_argument("--data", help="a hub id, e.g. WeiChow/merit")
+    download.add_argument("--split", choices=("train", "test"), help="of the data; both by default")
+    download.add_argument("--revision", help="a hub branch, tag or commit")
     return parser
 
 
@@ -89,12 +105,19 @@ def _add_model_and_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--offline", action="store_true", help="use only what was downloaded before")
     parser.add_argument("--device", help="cuda, mps or cpu; the best one there is by default")
     parser.add_argument("--dtype", help="float32, bfloat16 or float16")
-    parser.add_argument("--data", default="mini", help="mini")
+    parser.add_argument("--data", default="mini", help="mini, a folder of MERIT's files or a hub id")
     parser.add_argument("--split", default="test")
     parser.add_argument(
         "--limit", type=_positive, help="only the first so many queries (products for encode)"
     )
     parser.add_argument("--batch-size", type=_positive, default=32)
+    parser.add_argument("--store", help="a folder that keeps embeddings; $CORAL_LAB_STORE by default")
+    parser.add_argument(
+        "--on-error",
+        choices=("raise", "skip"),
+        default="raise",
+        help="skip and list what cannot be used, or stop",
+    )
 
 
 def _positive(text: str) -> int:
@@ -115,6 +138,23 @@ def _load(options):
     )
 
 
+def _data_of(options):
+    """MERIT-mini or MERIT; what was skipped is said."""
+    from coral_lab.catalogue import catalogue
+    from coral_lab.merit_files import merit
+
+    if options.data == "mini":
+        return catalogue("mini", options.split)
+    shop = merit(options.data, options.split, offline=options.offline, on_error=options.on_error)
+    _say_skipped(shop.skipped)
+    return shop
+
+
+def _say_skipped(errors) -> None:
+    for error in errors:
+        print(f"skipped {error}", file=sys.stderr)
+
+
 def _demo(options) -> None:
     from coral_lab.demo import demo
 
@@ -123,10 +163,9 @@ def _demo(options) -> None:
 
 def _evaluate(options) -> None:
     from coral_lab.attributes import name_attributes
-    from coral_lab.catalogue import catalogue
-    from coral_lab.evaluation import evaluate
+    from coral_lab.evaluation import evaluate, index
 
-    model, shop = _load(options), catalogue(options.data, options.split)
+    model, shop = _load(options), _data_of(options)
     if options.attributes:
         table = name_attributes(model, shop.products[: options.limit])
         print(table.round(4).to_string(index=False))
@@ -135,8 +174,11 @@ def _evaluate(options) -> None:
             table.round(4).to_csv(options.csv, index=False)
         return
     started = time.perf_counter()
-    result = evaluate(model, shop.queries[: options.limit], shop.products, format=options.format,
-                      exclude_references=not options.keep_references, batch_size=options.batch_size)  # fmt: skip
+    given = {"batch_size": options.batch_size, "store": options.store}
+    pool = index(model, shop.products, on_error=options.on_error, **given)
+    _say_skipped(pool.skipped)
+    result = evaluate(model, shop.queries[: options.limit], pool, format=options.format,
+                      exclude_references=not options.keep_references, **given)  # fmt: skip
     print(result)
     print(
         "the first hit has the wanted: "
@@ -163,18 +205,21 @@ def _encode(options) -> None:
     import numpy as np
     import pandas as pd
 
-    from coral_lab.catalogue import catalogue
-    from coral_lab.encoder import encode
+    from coral_lab.evaluation import index
 
     if options.out.suffix not in (".npy", ".parquet"):
         raise ValueError(f"--out is {options.out}; end it in .npy or .parquet")
-    products = catalogue(options.data, options.split).products[: options.limit]
-    embeddings = encode(_load(options), products, batch_size=options.batch_size)
+    pool = index(_load(options), _data_of(options).products[: options.limit], batch_size=options.batch_size,
+                 store=options.store, on_error=options.on_error)  # fmt: skip
+    _say_skipped(pool.skipped)
+    embeddings = pool.embeddings
     _parent(options.out)
     if options.out.suffix == ".npy":
         np.save(options.out, embeddings)
     else:
-        pd.DataFrame({"id": [p.id for p in products], "embedding": list(embeddings)}).to_parquet(options.out)
+        pd.DataFrame({"id": [p.id for p in pool.products], "embedding": list(embeddings)}).to_parquet(
+            options.out
+        )
     print(f"{len(embeddings):,} embeddings of {embeddings.shape[1]} dimensions in {options.out}")
 
 
@@ -196,6 +241,37 @@ def _train(options) -> None:
     run(options.stage, model, options.out, config, coral=coral, batch_size=options.batch_size,
         chunk=options.chunk, negatives=options.negatives, lora=options.lora)  # fmt: skip
     print(f"saved in {options.out}, with its log in {options.out / 'log.csv'}")
+
+
+def _experiment(options) -> None:
+    import pandas as pd
+
+    from coral_lab.experiments import RESULTS, compare, loss_ablation
+
+    out = options.out or RESULTS
+    loss_ablation(options.seeds, options.steps, out=out)
+    table = compare(pd.read_csv(out / "loss-ablation-ranks.csv", index_col="query"))
+    print(table.round(4).to_string(index=False))
+
+
+def _download(options) -> None:
+    from coral_lab.hub import download
+    from coral_lab.merit_files import files
+    from coral_lab.models import FILES
+
+    if not (options.model or options.data):
+        raise ValueError("nothing to download; name --model Bia/CORAL, --data WeiChow/merit or both")
+    if options.model:
+        print(f"{options.model} is in {download(options.model, FILES, revision=options.revision)}")
+    if options.data:
+        wanted = [
+            name
+            for split in ([options.split] if options.split else ("train", "test"))
+            for name in files(split)
+        ]
+        print(
+            f"{options.data} is in {download(options.data, wanted, kind='dataset', revision=options.revision)}"
+        )
 
 
 def _data(options) -> None:

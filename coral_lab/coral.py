@@ -11,18 +11,21 @@ one-layer decoder reads what is left and h_eos, and says what was hidden:
 """
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Float, Int
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
 from coral_lab.images import ItemError
 from coral_lab.inputs import Prompt, Vision, tokenize
 from coral_lab.losses import masked_language_modelling, vision_reconstruction
-from coral_lab.models import Model
+from coral_lab.models import CheckpointError, Model
 from coral_lab.pixels import key
 
 
@@ -118,6 +121,26 @@ def decoders(model: Model, coral: Coral, seed: int = 0, longest: int = 1024) -> 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Decoders(model.dim, coral, longest).to(model.device)
+
+
+def load_decoders(model: Model, folder: str | os.PathLike) -> Decoders:
+    """The decoders that were trained with a checkpoint, from `decoders.safetensors` in its folder.
+
+    Raises CheckpointError if there are none, or they are of another width.
+    """
+    file = Path(folder) / "decoders.safetensors"
+    if not file.is_file():
+        raise CheckpointError(f"{file} is missing; train the checkpoint with stage coral to get decoders")
+    state = load_file(file)
+    kinds = {name.split(".")[1] for name in state if name.startswith("by_kind.")}
+    longest = next((len(w) - 1 for name, w in state.items() if name.endswith("position.weight")), 1)
+    coral = Coral(vision=float("vision" in kinds), language=float("language" in kinds))
+    found = Decoders(model.dim, coral, longest)
+    try:
+        found.load_state_dict(state)
+    except RuntimeError as error:
+        raise CheckpointError(f"{file} does not fit {model.name}: {error}") from error
+    return found.to(model.device).eval()
 
 
 @dataclass(frozen=True)

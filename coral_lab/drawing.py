@@ -6,8 +6,11 @@ pattern has a period of about 40 px and the badge is 54 px wide, because models 
 at 84 px.
 """
 
-from dataclasses import dataclass
+import hashlib
+import json
+from dataclasses import asdict, astuple, dataclass
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
@@ -41,6 +44,37 @@ class Layers:
     shares: np.ndarray
     cover: np.ndarray
     badge: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A product's picture before it is drawn: calling it draws it. The values are those of `draw`."""
+
+    class_name: str
+    shape: str
+    color: str
+    pattern: str
+    brand: str
+    trim: str
+    seed: int = 0
+
+    def __call__(self) -> Image.Image:
+        return draw(**asdict(self))
+
+    @property
+    def identity(self) -> str:
+        """Equal for equal pictures; other words for the same facts where the code that draws them has changed."""
+        return f"drawing {_code()} {astuple(self)}"
+
+
+@cache
+def _code() -> str:
+    """A digest of what pictures are drawn with: this folder's drawing modules and the cards."""
+    here = Path(__file__).parent
+    files = [here / f"{name}.py" for name in ("drawing", "marks", "outlines", "shapes")]
+    files += sorted(here.glob("shapes_*.py"))
+    content = b"".join(file.read_bytes() for file in files) + json.dumps(dict(cards())).encode()
+    return hashlib.blake2b(content, digest_size=8).hexdigest()
 
 
 def draw(

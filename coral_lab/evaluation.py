@@ -1,18 +1,19 @@
 """Searching a pool with queries, and measuring how well that goes."""
 
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from html import escape
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float32, Int64
 
-from coral_lab import html, metrics
-from coral_lab.encoder import encode
+from coral_lab import metrics
+from coral_lab.encoder import encode, encode_all
+from coral_lab.hits import Hits, hits
 from coral_lab.images import ItemError
 from coral_lab.interleaved import Format, Product, Query, name_of
 from coral_lab.metrics import Estimate
@@ -22,82 +23,18 @@ from coral_lab.search import top_k
 METRICS = ("R@1", "R@5", "R@10", "MRR@10", "nDCG@10")
 
 
-@dataclass(frozen=True)
-class Hit:
-    """One result: its rank from 1, its score (cosine), and whether it is a positive; None where nobody knows."""
-
-    rank: int
-    score: float
-    product: Product
-    positive: bool | None
-
-
-@dataclass(frozen=True)
-class Hits(Sequence):
-    """The ranked results of one query; shows itself as a gallery."""
-
-    query: Query
-    hits: tuple[Hit, ...]
-
-    def __getitem__(self, i):
-        return self.hits[i]
-
-    def __len__(self) -> int:
-        return len(self.hits)
-
-    def __repr__(self) -> str:
-        lines = (
-            f"{hit.rank:3d}. {hit.score:+.4f} {_sign(hit)} {hit.product.id} {hit.product.title}"
-            for hit in self
-        )
-        return "\n".join([f"{len(self)} hits for {name_of(self.query)}", *lines])
-
-    def table(self) -> pd.DataFrame:
-        """One row a hit: rank, score, id, title, class, language, positive, and one column a condition."""
-        rows = [
-            {"rank": hit.rank, "score": hit.score, "id": hit.product.id, "title": hit.product.title,
-             "class": hit.product.class_name, "language": hit.product.language, "positive": hit.positive,
-             **{label: met for label, met in _verdicts(self.query, hit.product)}}
-            for hit in self
-        ]  # fmt: skip
-        return pd.DataFrame(rows)
-
-    def _repr_html_(self) -> str:
-        return self.query._repr_html_() + html.row(_hit_card(self.query, hit) for hit in self)
-
-
-def _sign(hit: Hit) -> str:
-    return {True: "✓", False: "✗", None: " "}[hit.positive]
-
-
-def _verdicts(query: Query, product: Product) -> Iterable[tuple[str, bool | None]]:
-    yield f"class {query.class_name}", product.class_name == query.class_name
-    for condition in query.conditions:
-        yield f"{condition.attribute} {condition.value}".strip(), condition.met_by(product)
-
-
-def _hit_card(query: Query, hit: Hit) -> str:
-    product = hit.product
-    head = f"<b>{hit.rank}</b> {html.grey(f'{hit.score:.3f}')}"
-    if hit.positive:
-        head += f' <b style="color:{html.GREEN}">✓ positive</b>'
-    marks = [html.verdict(label, met) for label, met in _verdicts(query, product)]
-    lines = [head, f'<div style="min-height:3em">{escape(product.title)}</div>', *marks]
-    return html.card(
-        html.picture(product.thumbnail(128), 116, product.title),
-        lines,
-        accent=html.GREEN if hit.positive else None,
-    )
-
-
 @dataclass(frozen=True, eq=False)
 class Index:
-    """An encoded candidate pool: `embeddings` [product, dim] are L2-normalised float32, rows as `products`."""
+    """An encoded candidate pool: `embeddings` [product, dim] are L2-normalised float32, rows as `products`.
+
+    `skipped` says which products could not be used, if that was allowed; they are not among `products`.
+    """
 
     model: Model
     products: Sequence[Product]
     embeddings: Float32[np.ndarray, "product dim"]
     format: str | Format = "seq"
+    skipped: tuple[ItemError, ...] = ()
 
     @cached_property
     def rows(self) -> Mapping[str, int]:
@@ -105,36 +42,45 @@ class Index:
 
     def search(self, query: Query, k: int = 10, *, exclude_references: bool = True) -> Hits:
         """The `k` best products for one query. Its references are left out unless they are positives."""
-        embedding = encode(self.model, query, format=self.format)
+        embedding = encode(self.model, query, format=self.format, store="")
         scores, rows = ranking([query], embedding, self, k, exclude_references=exclude_references)
-        hits = tuple(
-            Hit(
-                rank,
-                float(score),
-                self.products[row],
-                self.products[row].id in query.positives if query.positives else None,
-            )
-            for rank, (score, row) in enumerate(zip(scores[0], rows[0], strict=True), 1)
-            if row >= 0
-        )
-        return Hits(query, hits)
+        found = zip(scores[0], rows[0], strict=True)
+        return hits(query, ((self.products[row], score) for score, row in found if row >= 0))
 
     def __repr__(self) -> str:
         return f"Index({len(self.products):,} products, {self.model.name!r}, {self.model.dim} dimensions)"
 
 
-def index(model: Model, products: Iterable[Product], *, format: str | Format = "seq", batch_size: int = 32,
-          progress: bool | None = None) -> Index:  # fmt: skip
-    """Encode a pool of products. Raises ItemError for two products with one id, ValueError for an empty pool."""
+def index(
+    model: Model,
+    products: Iterable[Product],
+    *,
+    format: str | Format = "seq",
+    batch_size: int = 32,
+    progress: bool | None = None,
+    store: str | os.PathLike | None = None,
+    on_error: str = "raise",
+) -> Index:
+    """Encode a pool of products; `store`, `batch_size` and `on_error` are those of `encode`.
+
+    With `on_error` "skip" the pool goes without products that cannot be used; `Index.skipped` lists them. Raises
+    ItemError for two products with one id, ValueError for a pool of which nothing is left.
+    """
     products = tuple(products)
-    if not products:
-        raise ValueError("the pool has no products; give at least one")
     seen: set[str] = set()
     for product in products:
         if product.id in seen:
             raise ItemError(name_of(product), "its id stands twice in the pool; give every product its own")
         seen.add(product.id)
-    return Index(model, products, encode(model, products, batch_size=batch_size, progress=progress), format)
+    found = encode_all(
+        model, products, batch_size=batch_size, progress=progress, store=store, on_error=on_error
+    )
+    gone = {i for i, _ in found.skipped}
+    kept = [i for i in range(len(products)) if i not in gone]
+    if not kept:
+        raise ValueError(f"the pool has no products ({len(gone)} were skipped); give at least one")
+    return Index(model, tuple(products[i] for i in kept), found.rows[kept], format,
+                 tuple(error for _, error in found.skipped))  # fmt: skip
 
 
 def ranking(
@@ -279,10 +225,11 @@ def evaluate(
     exclude_references: bool = True,
     batch_size: int = 32,
     progress: bool | None = None,
+    store: str | os.PathLike | None = None,
 ) -> Result:
     """Rank the pool for every query, to depth `k`, and measure it as MERIT's authors do.
 
-    `products` may be an index that was made before. Reference products are left out of their own query's ranking
+    `products` may be an index that was made before; `store` is that of `encode`. Reference products are left out of their own query's ranking
     unless they are positives. Raises ValueError for no queries or k < 10, ItemError for a query without positives
     in the pool.
     """
@@ -292,7 +239,7 @@ def evaluate(
     pool = (
         products
         if isinstance(products, Index)
-        else index(model, products, batch_size=batch_size, progress=progress)
+        else index(model, products, batch_size=batch_size, progress=progress, store=store)
     )
     for query in queries:
         if not any(id in pool.rows for id in query.positives):
@@ -300,6 +247,6 @@ def evaluate(
                 name_of(query),
                 f"none of its {len(query.positives)} positives is in the pool; check the split",
             )
-    embeddings = encode(model, queries, format=format, batch_size=batch_size, progress=progress)
+    embeddings = encode(model, queries, format=format, batch_size=batch_size, progress=progress, store=store)
     scores, rows = ranking(queries, embeddings, pool, k, exclude_references=exclude_references)
     return Result(model.name, queries, pool.products, rows, scores)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
-Picture = Image.Image | Path | str | bytes | Callable[[], Image.Image]
-"""A picture in memory, a local file, encoded bytes, or a function that draws it when it is needed."""
+Picture = Image.Image | Path | str | bytes | Callable[[], Image.Image | Path | bytes]
+"""A picture in memory, a local file, encoded bytes, or a function that draws or reads it when it is needed."""
 
 MAX_PIXELS = 89_478_485
 """Pillow's own limit against decompression bombs, about 9,500 x 9,500 pixels; more is refused here."""
@@ -90,13 +90,18 @@ def _on_white(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def thumbnail(picture: Picture, item: str, size: int = 96) -> str:
-    """The picture as a JPEG `data:` address of at most `size` pixels a side, for HTML."""
+def jpeg(picture: Picture, item: str, size: int) -> bytes:
+    """The picture as a JPEG of at most `size` pixels a side. Raises ItemError as `open_image` does."""
     image = open_image(picture, item)
     image.thumbnail((size, size))
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return buffer.getvalue()
+
+
+def thumbnail(picture: Picture, item: str, size: int = 96) -> str:
+    """The picture as a JPEG `data:` address of at most `size` pixels a side, for HTML."""
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg(picture, item, size)).decode()
 
 
 def paste_together(images: list[Image.Image]) -> Image.Image:

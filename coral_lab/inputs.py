@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import BatchEncoding
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from coral_lab.augment import REACH, shift
+from coral_lab import augment
 from coral_lab.images import ItemError, Picture
 from coral_lab.interleaved import Format, Product, Query, name_of, parts
 from coral_lab.models import Model
@@ -93,14 +93,14 @@ class Vision:
     grids: dict[Hashable, Tensor]
 
 
-Moves = Mapping[Hashable, Int[Tensor, " 2"]]
-"""How far each picture is moved while training, by `key`: pixels in y and x."""
+Moves = Mapping[Hashable, Float[Tensor, " 4"]]
+"""How each picture is moved while training, by `key`."""
 
 
 def draw_moves(prompts: Sequence[Prompt]) -> Moves:
     """A small random move for each distinct picture, by torch's own random numbers."""
     keys = dict.fromkeys(key(picture) for prompt in prompts for picture in prompt.pictures)
-    return dict(zip(keys, torch.randint(-REACH, REACH + 1, (len(keys), 2)), strict=True))
+    return dict(zip(keys, augment.draw_moves(len(keys)), strict=True))
 
 
 def see(model: Model, prompts: Sequence[Prompt], moves: Moves | None = None) -> Vision:
@@ -113,7 +113,7 @@ def see(model: Model, prompts: Sequence[Prompt], moves: Moves | None = None) -> 
     if moves is not None:
         processor = model.processor.image_processor
         by = torch.stack([moves[k] for k in found])
-        values = shift(values, grids, by, processor.merge_size, processor.patch_size)
+        values = augment.move(values, grids, by, processor.merge_size, processor.patch_size)
     output = model.network.model.get_image_features(
         values.to(model.device), grids.to(model.device), return_dict=True
     )

@@ -156,11 +156,12 @@ class Query:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A candidate pool and the queries asked of it."""
+    """A candidate pool and the queries asked of it. `skipped` says what was left out and why, if that was allowed."""
 
     name: str
     products: Sequence[Product]
     queries: Sequence[Query]
+    skipped: Sequence[ItemError] = ()
 
     @cached_property
     def by_id(self) -> Mapping[str, Product]:
@@ -172,6 +173,32 @@ class Dataset:
             return self.by_id[str(id)]
         except KeyError:
             raise KeyError(f"no product {id!r} among the {len(self.products)} of {self.name}") from None
+
+    def where(
+        self,
+        *,
+        language: str | Sequence[str] | None = None,
+        class_name: str | Sequence[str] | None = None,
+        attribute: str | Sequence[str] | None = None,
+        conditions: int | Sequence[int] | None = None,
+    ) -> "Dataset":
+        """The same pool with only some queries; each argument is a value or several.
+
+        `language` is that of all reference titles ("mixed" if they differ), `attribute` is asked for by any
+        condition, `conditions` is their number.
+        """
+        tests = (
+            (language, lambda query: {query.title_language}),
+            (class_name, lambda query: {query.class_name}),
+            (attribute, lambda query: {condition.attribute for condition in query.conditions}),
+            (conditions, lambda query: {len(query.conditions)}),
+        )
+        queries = self.queries
+        for wanted, of in tests:
+            if wanted is not None:
+                values = {wanted} if isinstance(wanted, str | int) else set(wanted)
+                queries = [query for query in queries if values & of(query)]
+        return replace(self, queries=tuple(queries))
 
 
 Part = str | Product | Image.Image

@@ -8,7 +8,8 @@ Every product is answered with one word for each slot, "-" where picture and tit
     query              -> class, then each wanted attribute and its value, in the order of the conditions
 
 Naming the attribute before its value makes a query much easier to learn to answer: one token further on, the model
-only has to look where that word stands in the question.
+only has to look where that word stands in the question. One word for the whole makes the last token know all of it,
+which is what an embedding needs (arXiv 2307.16645); else it knows the first word of the answer only.
 """
 
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from coral_lab.catalogue import ATTRIBUTES, VISUAL, named_in_title, stated
-from coral_lab.inputs import Item, draw_moves, prompt, read, see, tokenize
+from coral_lab.inputs import Item, draw_moves, last_states, prompt, read, see, tokenize
 from coral_lab.interleaved import Product, Query
 from coral_lab.models import Model
 
@@ -61,6 +62,22 @@ def answer_loss(model: Model, lessons: Sequence[Lesson], augmented: bool = False
     """Mean next-token cross-entropy over the answers' tokens, the end of turn included."""
     logits, targets, _ = _answers(model, lessons, augmented)
     return cross_entropy(logits, targets)
+
+
+def one_word_loss(model: Model, lessons: Sequence[Lesson], augmented: bool = False) -> Tensor:
+    """Next-token cross-entropy of a one-word answer that may be any value of the lesson's, each as likely."""
+    prompts = [prompt(model, item) for item, _ in lessons]
+    vision = see(model, prompts, draw_moves(prompts) if augmented else None)
+    log_p = model.network.lm_head(last_states(model, prompts, vision)).float().log_softmax(-1)
+    words = [_values(item, text) for item, text in lessons]
+    firsts = [[ids[0] for ids in model.processor.tokenizer(row)["input_ids"]] for row in words]
+    return -torch.stack([row[ids].mean() for row, ids in zip(log_p, firsts, strict=True)]).mean()
+
+
+def _values(item: Item, text: str) -> list[str]:
+    """The values in a lesson's answer, each with the space before it."""
+    named = zip(_asked(text) if isinstance(item, Query) else SLOTS, text.split(), strict=True)
+    return [f" {word}" for slot, word in named if slot and word != UNKNOWN]
 
 
 @torch.inference_mode()

@@ -99,3 +99,12 @@ def paired_difference(
     test = stats.permutation_test((difference,), lambda x, axis: x.mean(axis), permutation_type="samples",
                                   n_resamples=9999, vectorized=True, rng=seed, batch=256)  # fmt: skip
     return Difference(interval.mean, interval.low, interval.high, float(test.pvalue), len(a))
+
+
+def holm(p: Float[np.ndarray, " test"]) -> Float[np.ndarray, " test"]:
+    """p-values corrected for being several (Holm 1979): never below the given ones, never above 1."""
+    order = np.argsort(p)
+    steps = np.asarray(p, float)[order] * np.arange(len(p), 0, -1)
+    corrected = np.empty(len(p))
+    corrected[order] = np.minimum(np.maximum.accumulate(steps), 1)
+    return corrected

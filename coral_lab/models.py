@@ -1,6 +1,5 @@
 """Loading a checkpoint: a name that ships with the repository, a folder, or a hub id. One call, or one clear error."""
 
-import errno
 import json
 import os
 import re
@@ -11,18 +10,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import (
-    HfHubHTTPError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
 from safetensors import SafetensorError, safe_open
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
 from coral_lab import attention as vision_attention
 from coral_lab import html
+from coral_lab.errors import WorkbenchError
+from coral_lab.hub import HubError, download
 from coral_lab.pixels import Pixels
 
 DATA = Path(__file__).resolve().parent.parent / "data"
@@ -37,7 +31,7 @@ ARCHITECTURE = "Qwen2_5_VLForConditionalGeneration"
 FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja"]  # no pickled weights, no code
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(WorkbenchError):
     """A checkpoint that cannot be used; the message says what to do."""
 
 
@@ -149,42 +143,10 @@ def _folder(name: str, revision: str | None, offline: bool) -> Path:
         raise CheckpointError(
             f"{name!r} is no folder, no hub id (owner/name) and none of {names}; check the spelling"
         )
-    return _download(name, revision, offline)
-
-
-def _download(name: str, revision: str | None, offline: bool) -> Path:
-    at = f"{name!r}" + (f" at revision {revision!r}" if revision else "")
     try:
-        return Path(
-            snapshot_download(name, revision=revision, local_files_only=offline, allow_patterns=FILES)
-        )
-    except RevisionNotFoundError as error:
-        raise CheckpointError(
-            f"{at} does not exist on the hub; name one of its branches, tags or commits"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise CheckpointError(
-            f"{at} is not on the hub, or private; check it, or log in with `hf auth login`"
-        ) from error
-    except LocalEntryNotFoundError as error:
-        way = (
-            "load it once without offline"
-            if offline
-            else "check the network, or give the path of a local copy"
-        )
-        raise CheckpointError(f"{at} is neither downloaded nor reachable; {way}") from error
-    except OSError as error:  # HfHubHTTPError and requests' errors are OSErrors too
-        if error.errno == errno.ENOSPC:
-            raise CheckpointError(
-                f"no disk space left for {at}; free some, or set HF_HOME to another disk"
-            ) from error
-        if isinstance(error, HfHubHTTPError):
-            raise CheckpointError(
-                f"the hub refused {at} ({error}); try later or give a local folder"
-            ) from error
-        raise CheckpointError(
-            f"{at} could not be downloaded ({error}); check the network and try again"
-        ) from error
+        return download(name, FILES, revision=revision, offline=offline)
+    except HubError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def _read_json(file: Path) -> dict:

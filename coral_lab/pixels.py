@@ -5,10 +5,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from jaxtyping import Float32, Int64
+from PIL import Image
 from qwen_vl_utils.vision_process import fetch_image
 from torch import Tensor
 
-from coral_lab.images import Picture, open_image
+from coral_lab.images import Picture, jpeg, open_image
 
 LIMIT = 2**30
 
@@ -30,12 +31,15 @@ def key(picture: Picture) -> Hashable:
 class Pixels:
     """Pictures after qwen-vl-utils and an image processor, kept until `limit` bytes are full.
 
-    They do not depend on a model's weights, so they stay right while it learns.
+    They do not depend on a model's weights, so they stay right while it learns. With a `thumbnail_size` in pixels,
+    JPEGs of newly opened pictures gather in `thumbnails`, for a picture is costly to open twice.
     """
 
     def __init__(self, image_processor, limit: int = LIMIT):
         self.image_processor, self.limit, self.size = image_processor, limit, 0
         self._kept: dict[Hashable, tuple[Picture, Pixel]] = {}
+        self.thumbnail_size: int | None = None
+        self.thumbnails: dict[Hashable, bytes] = {}
 
     def __call__(self, pictures: Iterable[tuple[Picture, str]]) -> dict[Hashable, Pixel]:
         """Every distinct picture's pixels, by `key`; `pictures` come with the name of their item.
@@ -56,7 +60,13 @@ class Pixels:
         if not pictures:
             return []
         with ThreadPoolExecutor() as pool:
-            images = list(pool.map(lambda pair: fetch_image({"image": open_image(*pair)}), pictures))
+            images = list(pool.map(self._open, pictures))
         output = self.image_processor(images=images, return_tensors="pt")
         sizes = output["image_grid_thw"].prod(-1).tolist()
         return list(zip(output["pixel_values"].split(sizes), output["image_grid_thw"], strict=True))
+
+    def _open(self, pair: tuple[Picture, str]) -> Image.Image:
+        image = open_image(*pair)
+        if self.thumbnail_size:
+            self.thumbnails[key(pair[0])] = jpeg(image, pair[1], self.thumbnail_size)
+        return fetch_image({"image": image})

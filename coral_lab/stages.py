@@ -17,7 +17,9 @@ from coral_lab.evaluation import evaluate
 from coral_lab.inputs import prompt
 from coral_lab.interleaved import Dataset, Product, parts
 from coral_lab.lessons import (
+    Lesson,
     answer_loss,
+    one_word_loss,
     picture_lesson,
     product_lesson,
     query_lesson,
@@ -32,13 +34,17 @@ from coral_lab.training import Objective, Step, TrainConfig, backward, train
 
 @dataclass(frozen=True)
 class Mixture:
-    """How many of each lesson a step has, until this share of the steps is done; pictures may be `moved` a little."""
+    """How many of each lesson a step has, until this share of the steps is done; pictures may be `moved` a little.
+
+    `one_word` are so many products and as many queries.
+    """
 
     until: float
     pictures: int
     titles: int = 0
     products: int = 0
     queries: int = 0
+    one_word: int = 0
     moved: bool = False
 
 
@@ -56,7 +62,10 @@ REVIEW = (
 ANSWERS = (Mixture(1.00, pictures=32, titles=32, products=16, queries=96, moved=True),)
 """Then mostly queries: which picture shows the wanted brand is a skill of its own."""
 
-MIXTURES = {"base": BASE, "review": REVIEW, "answers": ANSWERS}
+SUMMARY = (Mixture(1.00, pictures=64, titles=8, products=8, queries=16, one_word=64, moved=True),)
+"""At last all of it in one word, so that the last token knows more than the first word of an answer."""
+
+MIXTURES = {"base": BASE, "review": REVIEW, "answers": ANSWERS, "summary": SUMMARY}
 
 
 def corpus(shop: Dataset, limit: int = 4000):
@@ -80,18 +89,19 @@ def base_objective(
         mixture = next(mix for mix in mixtures if step < mix.until * config.steps * config.accumulate)
         rng = Random(f"{config.seed}/base/{step}")
         pick = partial(_pick, shop, rng)
+        ask = partial(_ask, shop, rng)
         kinds = {
             "see": [picture_lesson(product) for product in pick(mixture.pictures)],
             "read": [title_lesson(product) for product in pick(mixture.titles)],
             "know": [product_lesson(product) for product in pick(mixture.products)],
-            "ask": [
-                query_lesson(fewer(varied(query, rng), rng))
-                for query in rng.sample(shop.queries, mixture.queries)
-            ],
+            "ask": ask(mixture.queries),
+            "sum up": [product_lesson(product) for product in pick(mixture.one_word)] + ask(mixture.one_word),
         }
         with autocast():
             losses = {
-                name: answer_loss(model, lessons, mixture.moved) for name, lessons in kinds.items() if lessons
+                name: (one_word_loss if name == "sum up" else answer_loss)(model, lessons, mixture.moved)
+                for name, lessons in kinds.items()
+                if lessons
             }
         return Step(
             backward(losses), [prompt(model, item) for lessons in kinds.values() for item, _ in lessons]
@@ -102,6 +112,10 @@ def base_objective(
 
 def _pick(shop: Dataset, rng: Random, count: int) -> list[Product]:
     return [translated(product, rng) for product in rng.sample(shop.products, count)]
+
+
+def _ask(shop: Dataset, rng: Random, count: int) -> list[Lesson]:
+    return [query_lesson(fewer(varied(query, rng), rng)) for query in rng.sample(shop.queries, count)]
 
 
 def base_evaluation(model: Model, products: int = 256) -> Callable[[], dict[str, float]]:
@@ -125,7 +139,7 @@ def contrastive_evaluation(model: Model, queries: int = 250) -> Callable[[], dic
     shop = catalogue("mini", "val")
 
     def evaluation() -> dict[str, float]:
-        result = evaluate(model, shop.queries[:queries], shop.products, progress=False)
+        result = evaluate(model, shop.queries[:queries], shop.products, progress=False, store="")
         return {name: result.metrics[name].mean for name in ("R@1", "R@10", "MRR@10")} | result.met_by_first()
 
     return evaluation
@@ -139,6 +153,7 @@ DEFAULTS = {
     "base": TrainConfig(steps=1600, learning_rate=2e-3, evaluate_every=100),
     "review": TrainConfig(steps=600, learning_rate=1.5e-3, warmup=50, evaluate_every=100),
     "answers": TrainConfig(steps=900, learning_rate=1.5e-3, warmup=50, evaluate_every=100),
+    "summary": TrainConfig(steps=600, learning_rate=1.5e-3, warmup=50, evaluate_every=100),
     "contrastive": TrainConfig(steps=1000, learning_rate=1e-3, evaluate_every=100),
     "coral": TrainConfig(steps=1000, learning_rate=1e-3, evaluate_every=100),
 }

@@ -4,6 +4,7 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that reaches for the network must fail at once
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.pop("CORAL_LAB_STORE", None)  # tests that keep embeddings say where
 
 from pathlib import Path
 

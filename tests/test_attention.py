@@ -68,8 +68,7 @@ def test_no_window_sees_another():
 @pytest.fixture(scope="module")
 def tower():
     """coral-mini's vision tower with random weights, large enough to tell pictures apart."""
-    torch.manual_seed(0)
-    config = mini._config(mini._tokenizer(["a bag"]))
+    config = mini.untrained(["a bag"]).network.config
     tower = Qwen2_5_VisionTransformerPretrainedModel._from_config(
         config.vision_config, attn_implementation="sdpa"
     ).eval()

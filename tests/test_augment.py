@@ -1,5 +1,7 @@
 """Moved pictures are what the image processor would have made of the moved picture."""
 
+import math
+
 import pytest
 import torch
 from PIL import Image
@@ -13,12 +15,28 @@ def test_a_move_in_patches_is_a_move_of_the_picture(random_model, size):
     processor = random_model.processor.image_processor
     pictures = [noise(*size, seed=seed) for seed in (1, 2)]
     batch = processor(images=pictures, return_tensors="pt")
-    by = torch.tensor([[3, 0], [-2, 4]])  # y, x
-    moved = augment.shift(
-        batch["pixel_values"], batch["image_grid_thw"], by, processor.merge_size, processor.patch_size
-    )
+    moves = torch.tensor([[3.0, 0, 1, 0], [-2, 4, 1, 0]])
+    moved = moved_by(processor, batch, moves)
     expected = [move(pictures[0], 0, 3), move(pictures[1], 4, -2)]
-    torch.testing.assert_close(moved, processor(images=expected, return_tensors="pt")["pixel_values"])
+    expected = processor(images=expected, return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(moved, expected, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("size", [(84, 84), (56, 112)])
+def test_a_turned_and_enlarged_picture_is_as_pillow_makes_it(random_model, size):
+    processor = random_model.processor.image_processor
+    picture = noise(*size, seed=1).resize((14, 14)).resize(size, Image.Resampling.BICUBIC)
+    batch = processor(images=[picture], return_tensors="pt")
+    moved = moved_by(processor, batch, torch.tensor([[2.0, -3, 1.1, 10]]))
+    # Pillow maps places of the result, measured from the corner, to places of the picture.
+    cos, sin = math.cos(math.radians(10)) / 1.1, math.sin(math.radians(10)) / 1.1
+    x, y = size[0] / 2, size[1] / 2
+    back = (cos, sin, x - cos * (x - 3) - sin * (y + 2), -sin, cos, y + sin * (x - 3) - cos * (y + 2))
+    expected = picture.transform(size, Image.Transform.AFFINE, back, Image.Resampling.BILINEAR)
+    inside = Image.new("L", size, 255).transform(size, Image.Transform.AFFINE, back)
+    expected.paste(picture.resize((1, 1)).resize(size), mask=inside.point(lambda value: 255 - value))
+    expected = processor(images=[expected], return_tensors="pt")["pixel_values"]
+    assert ((moved - expected).abs() < 0.05).float().mean() > 0.8  # all but what came in over the edge
 
 
 def move(picture: Image.Image, x: int, y: int) -> Image.Image:
@@ -36,8 +54,19 @@ def test_pictures_of_several_sizes_keep_their_place(random_model):
     processor = random_model.processor.image_processor
     pictures = [noise(84, 84, 1), noise(56, 112, 2), noise(84, 84, 3)]
     batch = processor(images=pictures, return_tensors="pt")
-    still = torch.zeros(3, 2, dtype=torch.long)
-    same = augment.shift(
-        batch["pixel_values"], batch["image_grid_thw"], still, processor.merge_size, processor.patch_size
+    same = moved_by(processor, batch, torch.tensor([augment.STILL] * 3))
+    torch.testing.assert_close(same, batch["pixel_values"], rtol=0, atol=1e-3)
+
+
+def test_moves_are_small():
+    moves = augment.draw_moves(1000)
+    assert (moves[:, :2].abs() <= augment.REACH).all()
+    assert (moves[:, 3].abs() <= augment.TURN).all()
+    assert ((moves[:, 2] - 1).abs() <= augment.ZOOM).all()
+    assert (moves.std(0) > 0).all()
+
+
+def moved_by(processor, batch, moves: torch.Tensor) -> torch.Tensor:
+    return augment.move(
+        batch["pixel_values"], batch["image_grid_thw"], moves, processor.merge_size, processor.patch_size
     )
-    assert torch.equal(same, batch["pixel_values"])

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from coral_lab import encode, load
+from coral_lab import encode, hub, load
 from coral_lab.cli import main
 from coral_lab.demo import demo
 
@@ -53,6 +53,38 @@ def test_encode_writes_numpy_and_parquet(random_folder, shop, tmp_path):
     np.testing.assert_allclose(np.stack(frame["embedding"].tolist()), expected, atol=1e-5)
 
 
+def test_a_folder_of_merit_s_files_evaluates_as_the_catalogue_does(random_folder, tmp_path, capsys):
+    folder, store = tmp_path / "merit", tmp_path / "store"
+    assert main(["data", "--out", str(folder), "--limit", "12"]) == 0
+    (folder / "queries-test.json").open("a").write("no json\n")
+    arguments = ["evaluate", "--model", str(random_folder), "--data", str(folder)]
+    assert main(arguments) == 2
+    assert "line 13" in capsys.readouterr().err
+    ranks = []
+    for _ in range(2):
+        out = tmp_path / "out.json"
+        given = ["--on-error", "skip", "--store", str(store), "--json", str(out)]
+        assert main([*arguments, *given]) == 0
+        ranks.append(json.loads(out.read_text())["metrics"])
+    assert ranks[0] == ranks[1]
+    assert "skipped" in capsys.readouterr().err
+    assert any(store.iterdir())
+
+
+def test_download_fetches_what_is_asked(random_folder, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(
+        hub, "snapshot_download", lambda name, **options: asked.append((name, options)) or "/somewhere"
+    )
+    assert main(["download", "--model", "Bia/CORAL", "--data", "WeiChow/merit", "--split", "test"]) == 0
+    assert [(name, options["repo_type"]) for name, options in asked] == [
+        ("Bia/CORAL", "model"),
+        ("WeiChow/merit", "dataset"),
+    ]
+    assert asked[1][1]["allow_patterns"] == ["data/test-*.parquet", "queries-test.json"]
+    assert "Bia/CORAL is in" in capsys.readouterr().out
+
+
 def test_demo_shows_five_hits_and_writes_the_page(tmp_path, capsys):
     out = tmp_path / "build" / "demo.html"
     result = demo("mini", out, queries=40)
@@ -69,7 +101,8 @@ def test_demo_shows_five_hits_and_writes_the_page(tmp_path, capsys):
     ("arguments", "says"),
     [
         (["evaluate", "--model", "minni"], "check the spelling"),
-        (["evaluate", "--data", "maxi"], "the names are mini"),
+        (["evaluate", "--data", "maxi"], "no folder and no hub id"),
+        (["download"], "nothing to download"),
         (["evaluate", "--split", "best"], "the splits are train, test, val"),
         (["encode", "--out", "e.txt"], "end it in .npy or .parquet"),
         (["train", "--stage", "contrastive", "--out", "nowhere"], "starts from a model"),
@@ -87,5 +120,5 @@ def test_the_module_runs_and_help_is_quick():
     ran = subprocess.run(
         [sys.executable, "-m", "coral_lab", "--help"], capture_output=True, text=True, check=True
     )
-    for command in ("demo", "evaluate", "encode", "train", "data"):
+    for command in ("demo", "evaluate", "encode", "train", "data", "download"):
         assert command in ran.stdout

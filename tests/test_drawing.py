@@ -2,13 +2,12 @@
 
 import pickle
 import time
-from functools import partial
 
 import numpy as np
 import pytest
 
 from coral_lab.cards import cards
-from coral_lab.drawing import SIDE, draw, layers_of
+from coral_lab.drawing import SIDE, Drawing, draw, layers_of
 from coral_lab.marks import FIELD, MARKS, PATTERNS, mark, pattern
 from coral_lab.shapes import SHAPES
 
@@ -52,8 +51,14 @@ def test_equal_arguments_give_equal_pictures_and_another_seed_another():
 
 
 def test_a_picture_function_can_be_pickled():
-    paint = pickle.loads(pickle.dumps(partial(draw, **BAG)))
-    assert paint().tobytes() == draw(**BAG).tobytes()
+    drawing = pickle.loads(pickle.dumps(Drawing(**BAG)))
+    assert drawing().tobytes() == draw(**BAG).tobytes()
+
+
+def test_a_drawing_s_identity_is_that_of_its_picture():
+    assert Drawing(**BAG).identity == Drawing(**BAG).identity
+    assert Drawing(**BAG).identity != Drawing(**BAG | {"seed": 99}).identity
+    assert Drawing(**BAG).identity != Drawing(**BAG | {"color": "white"}).identity
 
 
 def test_white_stands_out_from_the_background_and_black_keeps_its_details():

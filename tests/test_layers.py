@@ -13,14 +13,14 @@ MODULES = sorted(file.stem for file in PACKAGE.glob("*.py"))
 
 # A module may import what stands on the floors below its own, nothing on its own floor or above.
 FLOORS = [
-    "attention augment cards html images losses metrics outlines parallel search",
-    "interleaved marks pixels shapes_accessories shapes_clothes shapes_home",
-    "models shapes titles",
-    "drawing inputs mini queries training",
-    "catalogue coral encoder",
-    "contrastive evaluation lessons",
-    "__init__ attributes pairs",
-    "demo stages widgets",
+    "attention augment cards errors html images losses metrics outlines parallel plots search",
+    "geometry hub interleaved marks pixels rows shapes_accessories shapes_clothes shapes_home vectors",
+    "hits instructions models shapes titles",
+    "drawing inputs merit_files mini queries training",
+    "catalogue coral fingerprints",
+    "contrastive encoder lessons",
+    "attributes evaluation pairs probing rebuilding store",
+    "__init__ ablations demo experiments stages widgets",
     "cli",
     "__main__",
 ]

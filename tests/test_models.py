@@ -11,8 +11,9 @@ import torch
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 from safetensors.torch import load_file, save_file
 
-from coral_lab import CheckpointError, encode, load
+from coral_lab import encode, hub, load
 from coral_lab import models as models_module
+from coral_lab.models import CheckpointError
 
 
 @pytest.fixture
@@ -137,7 +138,7 @@ def test_what_the_hub_says_becomes_one_clear_error(monkeypatch, error, says):
     def refuse(*_, **__):
         raise error
 
-    monkeypatch.setattr(models_module, "snapshot_download", refuse)
+    monkeypatch.setattr(hub, "snapshot_download", refuse)
     with pytest.raises(CheckpointError, match=says):
         load("Bia/CORAL", revision="main")
 
@@ -154,7 +155,7 @@ def test_a_hub_id_loads_what_was_downloaded(monkeypatch, random_folder):
         asked.update(name=name, **options)
         return str(random_folder)
 
-    monkeypatch.setattr(models_module, "snapshot_download", download)
+    monkeypatch.setattr(hub, "snapshot_download", download)
     assert load("Bia/CORAL", revision="abc").name == "Bia/CORAL"
     assert asked["revision"] == "abc"
     assert not any("bin" in pattern or "py" in pattern for pattern in asked["allow_patterns"])

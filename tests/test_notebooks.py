@@ -11,7 +11,11 @@ from nbclient import NotebookClient
 
 NOTEBOOKS = sorted(Path("notebooks").glob("[0-9]*.ipynb"))
 pytestmark = pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.stem)
-PARAMETERS = {"00_quickstart": {"QUERIES": 40}}
+PARAMETERS = {
+    "00_quickstart": {"QUERIES": 40},
+    "01_merit_tour": {},
+    "06_training_objective": {"QUERIES": 40, "STEPS": 4},
+}
 
 
 def with_parameters(notebook, values):

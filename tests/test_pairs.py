@@ -5,8 +5,8 @@ from random import Random
 
 import pytest
 
-from coral_lab import Dataset
 from coral_lab.catalogue import ATTRIBUTES
+from coral_lab.interleaved import Dataset
 from coral_lab.pairs import fewer, mini_pairs, pair_sampler, plain_pairs, varied
 from coral_lab.queries import stated
 from coral_lab.titles import shown

@@ -7,6 +7,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+import coral_lab as cl
+
 README = Path("README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
@@ -26,10 +28,24 @@ def test_the_first_lines_of_python_give_a_gallery_and_the_format_works():
     assert 0 <= found["result"].metrics["R@10"].mean <= 1
 
 
-def test_retrieval_figures_are_those_measured():
-    written = json.loads(Path("data/results/contrastive-test.json").read_text())
-    cells = [f"{written['metrics'][name]:.3f}" for name in ("R@1", "R@5", "R@10", "MRR@10")]
-    assert " | ".join(cells) in README
+def test_the_lines_about_a_store_run(tmp_path, monkeypatch):
+    model, shop = cl.load("mini"), cl.catalogue("mini")
+    query = next(q for q in shop.queries if q.class_name == "shoes")
+    small = type(shop)("small", shop.products[:400], [query])
+    monkeypatch.chdir(tmp_path)
+    names = {"cl": cl, "model": model, "shop": small}
+    lines = BLOCKS[2].strip().splitlines()
+    exec("\n".join(lines[:-1]), names)
+    found = eval(lines[-1], names)
+    assert {(hit.product.class_name, hit.product.language) for hit in found} == {("shoes", "th")}
+
+
+@pytest.mark.parametrize("name", ["base", "contrastive"])
+def test_retrieval_figures_are_those_measured(name):
+    written = json.loads(Path(f"data/results/{name}-test.json").read_text())
+    mean, (low, high) = written["metrics"]["R@1"], written["intervals"]["R@1"]
+    cells = [f"{written['metrics'][metric]:.3f}" for metric in ("R@5", "R@10", "MRR@10")]
+    assert " | ".join([f"{mean:.3f} [{low:.3f}, {high:.3f}]", *cells]) in README
     assert written["n_queries"] == 2000
     assert written["pool"] == 3000
 

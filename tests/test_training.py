@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import signal
 import subprocess
@@ -17,7 +18,15 @@ from coral_lab import encode, load
 from coral_lab.catalogue import ATTRIBUTES, stated
 from coral_lab.coral import Coral, decoders
 from coral_lab.inputs import last_states, pool, prompt, see
-from coral_lab.lessons import SLOTS, answer_loss, picture_lesson, query_lesson, slot_accuracy, title_lesson
+from coral_lab.lessons import (
+    SLOTS,
+    answer_loss,
+    one_word_loss,
+    picture_lesson,
+    query_lesson,
+    slot_accuracy,
+    title_lesson,
+)
 from coral_lab.models import add_lora
 from coral_lab.stages import Mixture, base_objective, run
 from coral_lab.training import Step, TrainConfig, backward, learning_rate, train
@@ -238,6 +247,35 @@ def test_answer_loss_is_the_plain_next_token_loss(random_model, shop):
     with torch.no_grad():
         expected = random_model.network(input_ids=batch, labels=labels).loss
         torch.testing.assert_close(answer_loss(random_model, [lesson]), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_one_word_loss_is_the_mean_over_the_one_word_answers(random_model, shop):
+    query = replace(shop.queries[0], text=".")
+    words = [query.class_name, *(c.value.replace(" ", "_") for c in query.conditions)]
+    tokenizer, items = random_model.processor.tokenizer, [prompt(random_model, query)]
+    with torch.no_grad():
+        state = last_states(random_model, items, see(random_model, items))
+        log_p = random_model.network.lm_head(state)[0].log_softmax(-1)
+        each = [-log_p[tokenizer(f" {word}")["input_ids"][0]] for word in words]
+        found = one_word_loss(random_model, [query_lesson(query)])
+    torch.testing.assert_close(found, torch.stack(each).mean(), atol=1e-5, rtol=1e-5)
+
+
+def test_one_word_of_a_product_is_one_that_it_shows(random_model, shop):
+    """A picture alone has six values; with every other word impossible, the loss is that of six equal ones."""
+    product = shop.products[0]
+    lesson = picture_lesson(product)
+    words = [word for word in lesson[1].split() if word != "-"]
+    ids = [random_model.processor.tokenizer(f" {word}")["input_ids"][0] for word in words]
+    bias = torch.full((random_model.network.lm_head.out_features,), -1e4)
+    bias[ids] = 0
+    only = random_model.network.lm_head.register_forward_hook(lambda *call: torch.zeros_like(call[2]) + bias)
+    try:
+        found = one_word_loss(random_model, [lesson]).item()
+    finally:
+        only.remove()
+    assert len(words) == 6
+    assert found == pytest.approx(math.log(len(set(ids))), rel=1e-4)
 
 
 def test_slot_accuracy_counts_slots_that_are_shown(random_model, shop):

@@ -1,0 +1,70 @@
+"""What a store costs at MERIT's size: 51,177 embeddings of 2048 dimensions. Writes benchmarks/store.csv.
+
+python benchmarks/store.py        writes them, then opens and searches them in a process of its own
+"""
+
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from coral_lab.vectors import Row, Vectors
+
+COUNT, DIM, BATCH, SEARCHES = 51_177, 2048, 4096, 10
+OUT = Path(__file__).with_suffix(".csv")
+
+
+def table(folder: str) -> Vectors:
+    return Vectors(folder, "synthetic", DIM, {"model": "synthetic"})
+
+
+def ingest(folder: str) -> dict[str, float]:
+    """Seconds to write all, with metadata and thumbnails of 4 kB."""
+    random, seconds = np.random.default_rng(0), 0.0
+    thumbnail = random.bytes(4096)
+    for start in range(0, COUNT, BATCH):
+        ids = range(start, min(start + BATCH, COUNT))
+        vectors = random.standard_normal((len(ids), DIM), dtype=np.float32)
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        rows = [Row(f"{i:032x}", "product", str(i), f"title {i}", "shoes" if i % 16 else "bag", "th", "TH", ("color=red",), thumbnail)
+                for i in ids]  # fmt: skip
+        started = time.perf_counter()
+        table(folder).commit(rows, vectors)
+        seconds += time.perf_counter() - started
+    return {"ingest, vectors a second": COUNT / seconds}
+
+
+def search(folder: str) -> dict[str, float]:
+    """Peak memory of a process that opens the store and searches it, and seconds a search."""
+    random, store, seconds = np.random.default_rng(1), table(folder), []
+    for number in range(SEARCHES):
+        query = random.standard_normal(DIM, dtype=np.float32)
+        started = time.perf_counter()
+        rows, _ = store.nearest(query, 10, "class = 'bag'" if number % 2 else None)
+        seconds.append(time.perf_counter() - started)
+        assert len(rows) == 10
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    size = COUNT * DIM * 4 / 2**20
+    return {"search, s": float(np.median(seconds[::2])), "search of one class, s": float(np.median(seconds[1::2])),
+            "peak memory, MB": peak, "vectors, MB": size, "peak memory / vectors": peak / size}  # fmt: skip
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 3:
+        print(json.dumps(search(sys.argv[2])))
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            found = ingest(folder)
+            done = subprocess.run(
+                [sys.executable, __file__, "search", folder], check=True, capture_output=True
+            )
+            found |= json.loads(done.stdout.splitlines()[-1])
+        result = pd.DataFrame(found.items(), columns=["what", "measured"]).round(3)
+        result.to_csv(OUT, index=False)
+        print(result.to_string(index=False))

@@ -1,0 +1,154 @@
+"""The shape of an embedding space: how it is spread, what lies near what, and what a map of it gets wrong.
+
+All embeddings are L2-normalised rows, so nearness is the dot product. Equal seeds give equal results on one machine;
+UMAP's differ between processors, so keep coordinates that matter.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Bool, Float, Float32, Int64
+from scipy.stats import skew
+
+from coral_lab.search import top_k
+
+Rows = Float32[np.ndarray, "row dim"]
+Map = Float[np.ndarray, "row 2"]
+PAIRS = 100_000  # random pairs behind an estimate of all
+
+
+def neighbours(rows: Rows, k: int) -> Int64[np.ndarray, "row k"]:
+    """The `k` nearest other rows of each row, nearest first; ties go to the lower row.
+
+    Raises ValueError for k < 1 or fewer than k + 1 rows.
+    """
+    if not 1 <= k < len(rows):
+        raise ValueError(f"k is {k} for {len(rows)} rows; choose 1 to {len(rows) - 1}")
+    _, found = top_k(rows, rows, k + 1)
+    own = np.arange(len(rows))[:, None]
+    # Each row leaves its own list, or its last entry where equal rows pushed it out.
+    others = np.argsort(found == own, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(found, others, 1)
+
+
+def anisotropy(rows: Rows, seed: int = 0) -> float:
+    """Mean cosine of two random rows: 0 when directions are used evenly, 1 when all are one (Ethayarajh, 1909.00512)."""
+    left, right = _pairs(len(rows), seed)
+    return float(np.einsum("ij,ij->i", rows[left], rows[right]).mean())
+
+
+def alignment(queries: Rows, positives: Rows) -> float:
+    """Mean squared distance of a query and its positive, 0 to 4; lower is better (Wang and Isola, 2005.10242)."""
+    if queries.shape != positives.shape:
+        raise ValueError(
+            f"shapes are {queries.shape} and {positives.shape}; give one positive for each query"
+        )
+    return float(((queries - positives) ** 2).sum(1).mean())
+
+
+def uniformity(rows: Rows, seed: int = 0) -> float:
+    """Log of the mean of exp(-2 d²) over random pairs; lower is more uniform, 0 for a point (Wang and Isola, 2005.10242)."""
+    left, right = _pairs(len(rows), seed)
+    return float(np.log(np.exp(-2 * ((rows[left] - rows[right]) ** 2).sum(1)).mean()))
+
+
+def _pairs(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct rows in pairs: all pairs where they are few, else a random sample."""
+    if count < 2:
+        raise ValueError(f"{count} rows have no pairs; give at least 2")
+    if count * (count - 1) // 2 <= PAIRS:
+        return np.triu_indices(count, 1)
+    random = np.random.default_rng(seed)
+    left = random.integers(count, size=PAIRS)
+    return left, (left + random.integers(1, count, size=PAIRS)) % count
+
+
+def modality_gap(first: Rows, second: Rows) -> float:
+    """Distance of the two sets' means, 0 to 2 (Liang et al., 2203.02053)."""
+    return float(np.linalg.norm(first.mean(0) - second.mean(0)))
+
+
+def occurrences(rows: Rows, k: int = 10) -> Int64[np.ndarray, " row"]:
+    """How often each row is among the `k` nearest of the others; `k` on average."""
+    return np.bincount(neighbours(rows, k).ravel(), minlength=len(rows))
+
+
+def hubness(rows: Rows, k: int = 10) -> float:
+    """Skewness of `occurrences`: 0 without hubs, above 1 with some that are near everything (Radovanović et al., 2010)."""
+    return float(skew(occurrences(rows, k)))
+
+
+def intrinsic_dimension(rows: Rows) -> float:
+    """TwoNN: how many directions a neighbourhood has, from the ratio of the two nearest distances (Facco et al., 2017).
+
+    Equal rows are counted once. Raises ValueError for fewer than 3 distinct rows.
+    """
+    distinct = np.unique(rows, axis=0)
+    if len(distinct) < 3:
+        raise ValueError(f"{len(distinct)} distinct rows; the two nearest others of each are needed")
+    near = neighbours(distinct, 2)
+    first, second = (
+        np.linalg.norm(distinct - distinct[near[:, i]], axis=1).astype(np.float64) for i in (0, 1)
+    )
+    apart = first > 0
+    total = np.log(second[apart] / first[apart]).sum()
+    return float(apart.sum() / total)
+
+
+def overlap(
+    first: Int64[np.ndarray, "row k"], second: Int64[np.ndarray, "row k"]
+) -> Float[np.ndarray, " row"]:
+    """Share of each row's neighbours that are the same in both lists, whatever their order."""
+    if first.shape != second.shape:
+        raise ValueError(
+            f"shapes are {first.shape} and {second.shape}; give as many neighbours of the same rows"
+        )
+    return np.array([len(np.intersect1d(a, b)) for a, b in zip(first, second, strict=True)]) / first.shape[1]
+
+
+def pca(
+    rows: Rows, directions: int = 2
+) -> tuple[Float[np.ndarray, "row direction"], Float[np.ndarray, " direction"]]:
+    """Coordinates along the directions of most variance, and each one's share of it."""
+    from sklearn.decomposition import PCA
+
+    found = PCA(directions, random_state=0)
+    coordinates = found.fit_transform(rows)
+    return coordinates, found.explained_variance_ratio_
+
+
+def umap(rows: Rows, seed: int = 0, neighbours: int = 15, min_dist: float = 0.1) -> Map:
+    """UMAP of the rows by cosine; the same map for the same seed on one machine (McInnes et al., 1802.03426)."""
+    from umap import UMAP
+
+    return UMAP(n_neighbors=min(neighbours, len(rows) - 1), min_dist=min_dist, metric="cosine", random_state=seed,
+                n_jobs=1).fit_transform(rows)  # fmt: skip
+
+
+def aligned_umaps(spaces: Sequence[Rows], seed: int = 0, neighbours: int = 15) -> list[Map]:
+    """One map a space, of the same items in the same order, drawn so that an item stays where it can.
+
+    Raises ValueError for spaces of different length.
+    """
+    from umap import AlignedUMAP
+
+    if len({len(rows) for rows in spaces}) > 1 or len(spaces) < 2:
+        raise ValueError(f"{[len(rows) for rows in spaces]} rows; give two spaces or more of the same items")
+    same = [{i: i for i in range(len(spaces[0]))}] * (len(spaces) - 1)
+    found = AlignedUMAP(n_neighbors=min(neighbours, len(spaces[0]) - 1), metric="cosine", random_state=seed)
+    return [np.asarray(own) for own in found.fit_transform(list(spaces), relations=same)]
+
+
+def map_neighbours(places: Map, k: int) -> Int64[np.ndarray, "row k"]:
+    """The `k` nearest other points on a map, by distance."""
+    from sklearn.neighbors import NearestNeighbors
+
+    if not 1 <= k < len(places):
+        raise ValueError(f"k is {k} for {len(places)} points; choose 1 to {len(places) - 1}")
+    return NearestNeighbors(n_neighbors=k).fit(places).kneighbors(return_distance=False)
+
+
+def torn(rows: Rows, places: Map, k: int) -> Bool[np.ndarray, "row k"]:
+    """Which of each row's `k` nearest neighbours, in the order of `neighbours`, are not among its `k` nearest on a map."""
+    near, shown = neighbours(rows, k), map_neighbours(places, k)
+    return np.array([~np.isin(a, b) for a, b in zip(near, shown, strict=True)])

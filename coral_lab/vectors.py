@@ -1,0 +1,321 @@
+"""Embeddings with their metadata on disk: one LanceDB table for each way of making them.
+
+Rows are committed whole or not at all, whenever the process is killed. A product has one row in a table, its newest;
+a row's `key` says what exactly was encoded, so that something else never gets its vector. Processes that write to
+one local folder take turns; at an object store's address LanceDB's own merge keeps rows distinct.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import lancedb
+import numpy as np
+import pyarrow as pa
+from filelock import FileLock
+from jaxtyping import Float32
+from lancedb.index import IvfFlat
+
+from coral_lab.errors import WorkbenchError
+from coral_lab.search import top_k
+
+VERSION = 1
+MARKER = "coral_lab"  # the table that says of which version a store is
+ANN_FROM = 100_000  # rows; below, an exact search takes about a second
+_BATCH = 4096  # rows read at a time
+_TEXTS = ("row", "key", "kind", "id", "title", "class", "language", "country")
+
+
+class StoreError(WorkbenchError):
+    """A store that cannot be used; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is known of one embedded item; `attributes` are texts such as "color=red", `thumbnail` a JPEG."""
+
+    key: str
+    kind: str
+    id: str = ""
+    title: str = ""
+    class_name: str = ""
+    language: str = ""
+    country: str = ""
+    attributes: tuple[str, ...] = ()
+    thumbnail: bytes | None = None
+
+    @property
+    def name(self) -> str:
+        """A product has one row, whatever it looked like before; the same query may be edited in many ways."""
+        return f"product:{self.id}" if self.kind == "product" else f"{self.kind}:{self.key}"
+
+
+def schema(dim: int, space: Mapping) -> pa.Schema:
+    """Columns of a table; `space` says how its vectors were made."""
+    fields = [pa.field(name, pa.string()) for name in _TEXTS]
+    fields += [
+        pa.field("attributes", pa.list_(pa.string())),
+        pa.field("thumbnail", pa.binary()),
+        pa.field("vector", pa.list_(pa.float32(), dim)),
+    ]
+    return pa.schema(fields, metadata={"coral_lab": json.dumps({"version": VERSION, **space})})
+
+
+def _connect(uri: str) -> lancedb.DBConnection:
+    """Raises StoreError for a folder of something else, or a store of another version."""
+    try:
+        database = lancedb.connect(uri)
+        names = _names(database)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise StoreError(f"{uri!r} cannot be opened as a store ({error}); name another folder") from error
+    if MARKER not in names:
+        if names or (_is_local(uri) and Path(uri).is_dir() and _others(Path(uri))):
+            raise StoreError(f"{uri!r} holds something else than a store; name a new or empty folder")
+        return database
+    found = database.open_table(MARKER).to_arrow()
+    version = found["version"][0].as_py() if "version" in found.column_names and len(found) else None
+    if version != VERSION:
+        raise StoreError(
+            f"{uri!r} is a store of version {version}, and this coral_lab writes {VERSION}; update coral_lab, or "
+            "name another folder"
+        )
+    return database
+
+
+def _names(database: lancedb.DBConnection) -> list[str]:
+    return list(database.list_tables(limit=10_000).tables)
+
+
+def _others(folder: Path) -> bool:
+    return any(entry.name != LOCK for entry in folder.iterdir())
+
+
+def _is_local(uri: str) -> bool:
+    return "://" not in uri
+
+
+LOCK = ".coral_lab.lock"
+
+
+@dataclass(frozen=True, eq=False)
+class Vectors:
+    """The table of one space in the store at `uri`, a folder or an object store's address.
+
+    `space` is what the vectors were made with, and `name` the table's, a digest of it. Nothing is written before
+    the first commit.
+    """
+
+    uri: str
+    name: str
+    dim: int
+    space: Mapping
+
+    def __post_init__(self):
+        _ = self.database
+
+    @cached_property
+    def database(self) -> lancedb.DBConnection:
+        return _connect(self.uri)
+
+    def _turn(self):
+        """This process's turn to write. A killed process's lock is free again."""
+        if not _is_local(self.uri):
+            return nullcontext()
+        Path(self.uri).mkdir(parents=True, exist_ok=True)
+        return FileLock(Path(self.uri) / LOCK)
+
+    @property
+    def exists(self) -> bool:
+        return self.name in _names(self.database)
+
+    def _table(self):
+        """The newest state. Raises StoreError for a table of another make."""
+        table = self.database.open_table(self.name)
+        wanted = schema(self.dim, self.space)
+        if not table.schema.equals(wanted):
+            raise StoreError(
+                f"table {self.name} of {self.uri!r} has other columns than this coral_lab writes "
+                f"({', '.join(table.schema.names)}); update coral_lab, or name another folder"
+            )
+        return table
+
+    def __len__(self) -> int:
+        return self.count()
+
+    def count(self, where: str | None = None) -> int:
+        return self._table().count_rows(where) if self.exists else 0
+
+    def batches(self, where: str | None = None) -> Iterator[pa.RecordBatch]:
+        """All columns of the rows that meet `where`, some thousand at a time."""
+        return self._scan(schema(self.dim, self.space).names, where)
+
+    def find(self, keys: Sequence[str]) -> dict[str, Float32[np.ndarray, " dim"]]:
+        """The vectors of those keys that are there."""
+        if not self.exists or not keys:
+            return {}
+        table, wanted = self._table(), set(keys)
+        known = table.search().select(["key"]).with_row_id(True).to_arrow()
+        places = [place for key, place in zip(known["key"].to_pylist(), known["_rowid"].to_pylist(), strict=True)
+                  if key in wanted]  # fmt: skip
+        found = {}
+        for start in range(0, len(places), _BATCH):
+            rows = table.take_row_ids(places[start : start + _BATCH]).select(["key", "vector"]).to_arrow()
+            found |= dict(zip(rows["key"].to_pylist(), _matrix(rows["vector"], self.dim), strict=True))
+        return {key: vector for key, vector in found.items() if key in wanted}
+
+    def commit(self, rows: Sequence[Row], vectors: Float32[np.ndarray, "row dim"]) -> None:
+        """Add these rows in one step; those of the same name are replaced. Raises StoreError, e.g. for a full disk."""
+        if not len(rows):
+            return
+        names = [row.name for row in rows]
+        last = {name: i for i, name in enumerate(names)}
+        keep = sorted(last.values())
+        batch = _batch([rows[i] for i in keep], vectors[keep], schema(self.dim, self.space))
+        try:
+            with self._turn():
+                self._write(batch, set(last))
+        except (OSError, RuntimeError) as error:
+            if isinstance(error, StoreError):
+                raise
+            raise StoreError(
+                f"{len(rows):,} rows could not be written to {self.uri!r} ({error}); what was committed before is "
+                "safe: free space or mend the disk and run again"
+            ) from error
+
+    def _write(self, batch: pa.Table, names: set[str]) -> None:
+        if not self.exists:
+            self._create(batch.schema)
+        table = self._table()
+        if _is_local(self.uri) and names.isdisjoint(self._names_in(table)):
+            table.add(batch)  # nobody else writes now: no need to look for rows to replace
+        else:
+            merge = table.merge_insert("row").when_matched_update_all().when_not_matched_insert_all()
+            merge.execute(batch)
+
+    def _create(self, columns: pa.Schema) -> None:
+        if MARKER not in _names(self.database):
+            self.database.create_table(MARKER, pa.table({"version": [VERSION]}), exist_ok=True)
+        self.database.create_table(self.name, schema=columns, exist_ok=True)
+
+    @staticmethod
+    def _names_in(table) -> set[str]:
+        return set(table.search().select(["row"]).to_arrow()["row"].to_pylist())
+
+    def nearest(
+        self, query: Float32[np.ndarray, " dim"], k: int, where: str | None = None
+    ) -> tuple[list[Row], Float32[np.ndarray, " k"]]:
+        """The `k` best rows by dot product, best first, of those that meet the SQL condition `where`.
+
+        Exact, and in little memory: rows are read batch by batch. Ties go to the lower row name. Raises ValueError
+        for a condition that cannot be understood, StoreError for an empty table.
+        """
+        best: list[tuple[float, str]] = []
+        for batch in self._scan(["row", "vector"], where):
+            vectors = _matrix(batch["vector"], self.dim)
+            scores, places = top_k(query[None], vectors, k)
+            names = batch["row"]
+            best += [(-float(s), names[int(i)].as_py()) for s, i in zip(scores[0], places[0], strict=True)]
+            best = sorted(best)[:k]
+        return self._rows([name for _, name in best]), np.array([-score for score, _ in best], np.float32)
+
+    def nearest_approximately(
+        self, query: Float32[np.ndarray, " dim"], k: int, where: str | None = None, probes: int = 20
+    ) -> tuple[list[Row], Float32[np.ndarray, " k"]]:
+        """As `nearest`, by the index that `make_index` made: candidates from `probes` of its cells, scored exactly."""
+        search = self._require().search(query, vector_column_name="vector").distance_type("dot")
+        search = search.nprobes(probes).refine_factor(10).limit(k).select(["row", "vector", "_distance"])
+        try:
+            found = (search.where(where, prefilter=True) if where else search).to_arrow()
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(f"where is {where!r}, which cannot be understood ({error})") from error
+        scores = _matrix(found["vector"], self.dim) @ query
+        order = sorted(range(len(scores)), key=lambda i: (-scores[i], found["row"][i].as_py()))
+        return self._rows([found["row"][i].as_py() for i in order]), scores[order].astype(np.float32)
+
+    def make_index(self) -> None:
+        """An IVF index for `nearest_approximately`. Raises ValueError below 100,000 rows: exact search is fast there."""
+        if len(self) < ANN_FROM:
+            raise ValueError(
+                f"{len(self):,} rows are searched exactly in about a second; an index is for {ANN_FROM:,} or more"
+            )
+        with self._turn():
+            self._table().create_index("vector", config=IvfFlat(distance_type="dot"))
+
+    def _require(self):
+        if not self.exists:
+            raise StoreError(
+                f"{self.uri!r} has no vectors of {self.space.get('model')}; encode something into it first"
+            )
+        return self._table()
+
+    def _scan(self, columns: Sequence[str], where: str | None = None) -> Iterator[pa.RecordBatch]:
+        scan = self._require().search().select(list(columns))
+        try:
+            yield from (scan.where(where) if where else scan).to_batches(batch_size=_BATCH)
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(
+                f"where is {where!r}, which cannot be understood ({error}); write SQL such as \"class = 'shoes' AND "
+                f"language = 'th'\" over {', '.join(_TEXTS)}, or array_has(attributes, 'color=red')"
+            ) from error
+
+    def _rows(self, names: Sequence[str]) -> list[Row]:
+        """The rows of those names, in their order, without their vectors."""
+        if not names:
+            return []
+        quoted = ", ".join("'" + name.replace("'", "''") + "'" for name in names)
+        columns = [*_TEXTS, "attributes", "thumbnail"]
+        found = {}
+        for batch in self._scan(columns, f"row IN ({quoted})"):
+            for values in batch.to_pylist():
+                own = {
+                    name: values[name]
+                    for name in ("key", "kind", "id", "title", "language", "country", "thumbnail")
+                }
+                found[values["row"]] = Row(
+                    **own, class_name=values["class"], attributes=tuple(values["attributes"])
+                )
+        return [found[name] for name in names]
+
+    def to_numpy(self, where: str | None = None) -> tuple[list[str], Float32[np.ndarray, "row dim"]]:
+        """Ids and vectors of the rows that meet `where`, by id."""
+        ids, parts = [], []
+        for batch in self._scan(["id", "vector"], where):
+            ids += batch["id"].to_pylist()
+            parts.append(_matrix(batch["vector"], self.dim))
+        order = sorted(range(len(ids)), key=ids.__getitem__)
+        whole = np.concatenate(parts) if parts else np.empty((0, self.dim), np.float32)
+        return [ids[i] for i in order], whole[order]
+
+    def to_parquet(self, file: str | Path, where: str | None = None) -> None:
+        """Write the rows that meet `where`, with all columns, a batch at a time."""
+        from pyarrow import parquet
+
+        columns = schema(self.dim, self.space)
+        with parquet.ParquetWriter(file, columns) as writer:
+            for batch in self.batches(where):
+                writer.write_table(pa.Table.from_batches([batch]).cast(columns))
+
+    def tidy(self) -> None:
+        """Join the small files of many commits; searches get faster."""
+        with self._turn():
+            self._table().optimize()
+
+
+def _matrix(column, dim: int) -> Float32[np.ndarray, "row dim"]:
+    if isinstance(column, pa.ChunkedArray):
+        column = column.combine_chunks()
+    return column.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
+
+
+def _batch(rows: Sequence[Row], vectors: Float32[np.ndarray, "row dim"], columns: pa.Schema) -> pa.Table:
+    values = {name: [getattr(row, name) for row in rows] for name in ("key", "kind", "id", "title", "language", "country",
+                                                                       "attributes", "thumbnail")}  # fmt: skip
+    values |= {"row": [row.name for row in rows], "class": [row.class_name for row in rows]}
+    dim = vectors.shape[1]
+    flat = pa.array(np.ascontiguousarray(vectors, np.float32).reshape(-1))
+    arrays = {name: pa.array(values[name], columns.field(name).type) for name in values}
+    arrays["vector"] = pa.FixedSizeListArray.from_arrays(flat, dim)
+    return pa.table([arrays[name] for name in columns.names], schema=columns)

@@ -1,0 +1,134 @@
+"""Geometry against scikit-learn, scipy and cases that can be worked out by hand."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+from scipy.spatial.distance import cdist
+from sklearn.manifold import trustworthiness
+from sklearn.neighbors import NearestNeighbors
+
+from coral_lab import geometry
+
+
+def sphere(count, dim, seed=0):
+    rows = np.random.default_rng(seed).standard_normal((count, dim))
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def circle(*degrees):
+    angle = np.deg2rad(degrees)
+    return np.stack([np.cos(angle), np.sin(angle)], 1).astype(np.float32)
+
+
+def test_neighbours_are_scikit_learn_s():
+    rows = sphere(200, 6)
+    expected = NearestNeighbors(n_neighbors=7).fit(rows).kneighbors(return_distance=False)
+    np.testing.assert_array_equal(geometry.neighbours(rows, 7), expected)
+
+
+@given(st.integers(3, 30), st.integers(1, 5), st.integers(0, 3))
+def test_no_row_is_its_own_neighbour_even_among_equals(count, k, seed):
+    rows = sphere(3, 2, seed)[np.random.default_rng(seed).integers(3, size=count)]
+    if k < count:
+        near = geometry.neighbours(rows, k)
+        assert (near != np.arange(count)[:, None]).all()
+        assert all(len(set(row)) == k for row in near)
+
+
+def test_anisotropy_by_hand():
+    assert geometry.anisotropy(circle(0, 0, 0)) == pytest.approx(1)
+    assert geometry.anisotropy(circle(0, 90, 180, 270)) == pytest.approx(-1 / 3)
+    assert abs(geometry.anisotropy(sphere(2000, 64))) < 0.01
+
+
+def test_alignment_and_uniformity_by_hand():
+    assert geometry.alignment(circle(0, 90), circle(0, 270)) == pytest.approx(2.0)  # distances² 0 and 4
+    assert geometry.uniformity(circle(0, 180)) == pytest.approx(-8)  # distance² 4
+    assert geometry.uniformity(circle(30, 30)) == pytest.approx(0)
+    rows = sphere(60, 5)
+    expected = np.log(np.exp(-2 * cdist(rows, rows)[np.triu_indices(60, 1)] ** 2).mean())
+    assert geometry.uniformity(rows) == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_sample_of_pairs_estimates_all(monkeypatch):
+    rows = sphere(400, 8)
+    whole = geometry.uniformity(rows), geometry.anisotropy(rows)
+    monkeypatch.setattr(geometry, "PAIRS", 20_000)
+    assert geometry.uniformity(rows) == pytest.approx(whole[0], abs=0.05)
+    assert geometry.anisotropy(rows) == pytest.approx(whole[1], abs=0.02)
+
+
+def test_modality_gap_by_hand():
+    assert geometry.modality_gap(circle(0, 0), circle(90, 90)) == pytest.approx(2**0.5)
+    assert geometry.modality_gap(circle(0, 180), circle(90, 270)) == pytest.approx(0, abs=1e-6)
+
+
+def test_hubness_is_the_skewness_of_occurrences():
+    rows = sphere(300, 30)
+    counts = geometry.occurrences(rows, 5)
+    near = NearestNeighbors(n_neighbors=5).fit(rows).kneighbors(return_distance=False)
+    np.testing.assert_array_equal(counts, np.bincount(near.ravel(), minlength=300))
+    assert counts.sum() == 1500
+    assert geometry.hubness(rows, 5) == pytest.approx(stats.skew(counts))
+    hub = np.concatenate([np.eye(40, dtype=np.float32), np.full((1, 40), 40**-0.5, np.float32)])
+    assert geometry.hubness(hub, 1) > 3
+
+
+@pytest.mark.parametrize("dim", [2, 5])
+def test_intrinsic_dimension_of_a_sphere_in_a_larger_space(dim):
+    rows = np.pad(sphere(3000, dim + 1), ((0, 0), (0, 20)))
+    assert geometry.intrinsic_dimension(rows) == pytest.approx(dim, rel=0.12)
+    assert geometry.intrinsic_dimension(np.concatenate([rows, rows[:50]])) == pytest.approx(dim, rel=0.12)
+
+
+def test_overlap_by_hand():
+    first, second = np.array([[1, 2], [0, 2]]), np.array([[2, 1], [0, 3]])
+    np.testing.assert_array_equal(geometry.overlap(first, second), [1, 0.5])
+
+
+def test_pca_finds_the_plane_that_points_lie_in():
+    plane = np.random.default_rng(0).standard_normal((100, 2)) @ np.random.default_rng(1).standard_normal(
+        (2, 9)
+    )
+    places, share = geometry.pca(plane.astype(np.float32))
+    assert share.sum() == pytest.approx(1, abs=1e-5)
+    np.testing.assert_allclose(cdist(places, places), cdist(plane, plane), atol=1e-3)
+
+
+def test_a_map_that_is_the_space_tears_nothing_and_a_random_one_nearly_all():
+    rows = circle(*np.random.default_rng(0).uniform(0, 360, 150))
+    assert not geometry.torn(rows, rows.astype(float), 4).any()
+    scattered = np.random.default_rng(1).standard_normal((150, 2))
+    assert geometry.torn(rows, scattered, 4).mean() > 0.9
+
+
+@pytest.mark.slow
+def test_maps_keep_neighbourhoods_and_aligned_maps_keep_places():
+    centres = sphere(8, 16)
+    rows = centres.repeat(40, 0) + 0.1 * sphere(320, 16, 1)
+    rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    places = geometry.umap(rows, seed=0)
+    np.testing.assert_array_equal(places, geometry.umap(rows, seed=0))
+    assert trustworthiness(rows, places, n_neighbors=10, metric="cosine") > 0.85
+    one, two = geometry.aligned_umaps([rows, rows[:, ::-1].copy()])
+    spread = np.linalg.norm(one - one.mean(0), axis=1).mean()
+    assert np.linalg.norm(one - two, axis=1).mean() < 0.5 * spread
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: geometry.neighbours(sphere(5, 3), 5), "choose 1 to 4"),
+        (lambda: geometry.alignment(sphere(5, 3), sphere(4, 3)), "one positive for each query"),
+        (lambda: geometry.anisotropy(sphere(1, 3)), "have no pairs"),
+        (lambda: geometry.intrinsic_dimension(circle(0, 0, 90)), "2 distinct rows"),
+        (lambda: geometry.aligned_umaps([sphere(5, 3), sphere(4, 3)]), "of the same items"),
+        (lambda: geometry.map_neighbours(np.zeros((3, 2)), 3), "choose 1 to 2"),
+        (lambda: geometry.overlap(np.zeros((2, 2), int), np.zeros((2, 3), int)), "as many neighbours"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_measured_is_refused(call, says):
+    with pytest.raises(ValueError, match=says):
+        call()

@@ -1,0 +1,52 @@
+"""Curves show each term once, in colours that can be told apart; a live plot is its static twin."""
+
+import pandas as pd
+import pytest
+
+from coral_lab.plots import PALETTE, curves
+from coral_lab.widgets import LivePlot
+
+ROWS = [
+    {"step": 1, "seconds": 0.1, "contrastive": 4.0, "reg vision": 1.0, "learning_rate": 1e-3},
+    {"step": 2, "seconds": 0.2, "contrastive": 2.0, "reg vision": 0.5, "learning_rate": 1e-3, "R@1": 0.25},
+]
+
+
+def test_losses_left_measures_right():
+    figure = curves({"run": pd.DataFrame(ROWS)}, smooth=1)
+    found = {trace.name: (list(trace.x), list(trace.y), trace.xaxis) for trace in figure.data}
+    assert found == {
+        "contrastive": ([1, 2], [4.0, 2.0], "x"),
+        "reg vision": ([1, 2], [1.0, 0.5], "x"),
+        "R@1": ([2], [0.25], "x2"),
+    }
+
+
+def test_several_logs_have_a_colour_each(tmp_path):
+    pd.DataFrame(ROWS).to_csv(tmp_path / "log.csv", index=False)
+    figure = curves({"a": tmp_path / "log.csv", "b": pd.DataFrame(ROWS)}, losses=["contrastive"])
+    assert [(t.name, t.line.color) for t in figure.data] == [
+        ("a: contrastive", PALETTE[0]),
+        ("a: R@1", PALETTE[0]),
+        ("b: contrastive", PALETTE[1]),
+        ("b: R@1", PALETTE[1]),
+    ]
+
+
+def test_a_running_mean_smooths_losses_only():
+    figure = curves({"run": pd.DataFrame(ROWS)}, smooth=2)
+    assert list(figure.data[0].y) == [4.0, 3.0]
+
+
+def test_an_empty_log_is_named():
+    with pytest.raises(ValueError, match="log 'run' has no rows"):
+        curves({"run": pd.DataFrame(columns=["step", "contrastive"])})
+
+
+def test_the_live_plot_follows_and_has_a_static_twin():
+    live = LivePlot(every=1)
+    for row in ROWS:
+        live(row)
+    drawn = {trace.name: (list(trace.x), list(trace.y)) for trace in live.figure.data}
+    assert drawn == {"contrastive": ([1, 2], [4.0, 2.0]), "reg vision": ([1, 2], [1.0, 0.5])}
+    assert {trace.name for trace in live.static().data} == {"contrastive", "reg vision", "R@1"}
