@@ -13,8 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
-from coral_lab import attention as vision_attention
-from coral_lab import html
+from coral_lab import html, vision
 from coral_lab.errors import WorkbenchError
 from coral_lab.hub import HubError, download
 from coral_lab.pixels import Pixels
@@ -183,7 +182,8 @@ def _network(folder: Path, dtype: torch.dtype, device: torch.device, attention: 
         raise CheckpointError(f"{folder} could not be loaded: {error}") from error
     _check_report(report, folder)
     if attention == "sdpa":  # the same sums in fewer calls
-        network.model.visual.config._attn_implementation = vision_attention.NAME
+        network.model.visual.config._attn_implementation = vision.NAME
+    vision.project_at_once(network.model.visual)
     return network
 
 

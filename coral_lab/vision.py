@@ -1,12 +1,15 @@
-"""Vision attention over many windows at once.
+"""The vision tower's own sums in fewer calls: attention over many windows at once, patches projected by one matmul.
 
 On any implementation but FlashAttention, transformers runs Qwen2.5-VL's vision attention window by window in a
 Python loop (`Qwen2_5_VLVisionAttention.forward`, transformers 5.23). Windows of one length do the same sum as one
-batched call.
+batched call. Its patches do not overlap, so the convolution that projects them is a matrix product, three times as
+fast on a CPU.
 """
 
+from types import MethodType
+
 import torch
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import linear, scaled_dot_product_attention
 from transformers import AttentionInterface
 
 # transformers hands `cu_seqlens` only to implementations with "flash" in their name.
@@ -39,3 +42,13 @@ def _attend(tensors, length: int, scaling: float, dropout: float) -> torch.Tenso
 
 
 AttentionInterface.register(NAME, windows)
+
+
+def project_at_once(tower) -> None:
+    """Let a vision tower project its patches [patch, channel · time · y · x] by one matrix product, in place."""
+    tower.patch_embed.forward = MethodType(_project, tower.patch_embed)
+
+
+def _project(embed, patches: torch.Tensor) -> torch.Tensor:
+    weight = embed.proj.weight
+    return linear(patches.to(weight.dtype), weight.flatten(1), embed.proj.bias)
