@@ -60,7 +60,9 @@ def _parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train", help="train a stage on MERIT-mini; goes on where it was stopped")
     train.set_defaults(command=_train)
     train.add_argument(
-        "--stage", required=True, choices=["base", "review", "answers", "summary", "contrastive", "coral"]
+        "--stage",
+        required=True,
+        choices=["base", "review", "answers", "summary", "sharpen", "contrastive", "coral"],
     )
     train.add_argument("--model", help="where to start; base starts from scratch without")
     train.add_argument("--out", required=True, type=Path)
