@@ -1,6 +1,6 @@
 """Galleries: products beside one another, and the ranked results of a query."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -69,7 +69,11 @@ class Hits(Sequence):
         return pd.DataFrame(rows)
 
     def _repr_html_(self) -> str:
-        return self.query._repr_html_() + html.row(_hit_card(self.query, hit) for hit in self)
+        return self.query._repr_html_() + self.gallery()
+
+    def gallery(self, before: Mapping[str, int] | None = None) -> str:
+        """The hits as HTML; with the ranks that products had `before`, by id, also how far each has moved."""
+        return html.row(_hit_card(self.query, hit, _shift(hit, before)) for hit in self)
 
 
 def _sign(hit: Hit) -> str:
@@ -82,9 +86,19 @@ def _verdicts(query: Query, product: Product) -> Iterable[tuple[str, bool | None
         yield f"{condition.attribute} {condition.value}".strip(), condition.met_by(product)
 
 
-def _hit_card(query: Query, hit: Hit) -> str:
+def _shift(hit: Hit, before: Mapping[str, int] | None) -> str:
+    """How far a hit has moved: ▲2, ▼1, =, or new."""
+    if before is None:
+        return ""
+    if hit.product.id not in before:
+        return "new"
+    shift = before[hit.product.id] - hit.rank
+    return f"{'▲' if shift > 0 else '▼'}{abs(shift)}" if shift else "="
+
+
+def _hit_card(query: Query, hit: Hit, shift: str = "") -> str:
     product = hit.product
-    head = f"<b>{hit.rank}</b> {html.grey(f'{hit.score:.3f}')}"
+    head = f"<b>{hit.rank}</b> {shift} {html.grey(f'{hit.score:.3f}')}"
     if hit.positive:
         head += f' <b style="color:{html.GREEN}">✓ positive</b>'
     marks = [html.verdict(label, met) for label, met in _verdicts(query, product)]

@@ -1,10 +1,15 @@
 """Tables → plotly figures."""
 
+from collections.abc import Mapping, Sequence
 from os import PathLike
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
+from jaxtyping import Float
 from plotly.subplots import make_subplots
+
+from coral_lab.metrics import Estimate
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; black last.
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
@@ -45,4 +50,47 @@ def curves(
     figure.update_xaxes(title="step")
     figure.update_yaxes(type="log", row=1, col=1)
     figure.update_layout(template="simple_white", height=360, margin={"l": 50, "r": 10, "t": 40, "b": 40})
+    return figure
+
+
+def scatter(
+    places: Float[np.ndarray, "point 2"], labels: Sequence[str], texts: Sequence[str] = (), title: str = ""
+) -> go.Figure:
+    """A map of points coloured by label, commonest first; more labels than colours share the last. `texts` on hover."""
+    counts = pd.Series(list(labels)).value_counts()
+    figure = go.Figure()
+    for number, label in enumerate(counts.index):
+        own = [i for i, name in enumerate(labels) if name == label]
+        symbol = ("circle", "diamond", "cross", "triangle-up")[number // len(PALETTE) % 4]
+        marker = {"size": 5, "color": PALETTE[number % len(PALETTE)], "symbol": symbol, "opacity": 0.75}
+        figure.add_scattergl(x=places[own, 0], y=places[own, 1], mode="markers", name=str(label), marker=marker,
+                             text=[texts[i] for i in own] if texts else None, hoverinfo="text+name" if texts else "name")  # fmt: skip
+    figure.update_layout(template="simple_white", height=460, title=title, legend={"itemsizing": "constant"},
+                         margin={"l": 10, "r": 10, "t": 40, "b": 10})  # fmt: skip
+    figure.update_xaxes(visible=False)
+    figure.update_yaxes(visible=False, scaleanchor="x")
+    return figure
+
+
+def bars(estimates: Mapping[str, Estimate], title: str = "", unit: str = "") -> go.Figure:
+    """One bar an estimate, with its 95% interval."""
+    values = list(estimates.values())
+    errors = {"array": [v.high - v.mean for v in values], "arrayminus": [v.mean - v.low for v in values]}
+    figure = go.Figure(go.Bar(x=list(estimates), y=[v.mean for v in values], error_y={"type": "data", "symmetric": False, **errors},
+                              marker_color=PALETTE[0], hovertemplate="%{x}: %{y:.3f}<extra></extra>"))  # fmt: skip
+    figure.update_layout(
+        template="simple_white", height=340, title=title, margin={"l": 50, "r": 10, "t": 40, "b": 40}
+    )
+    figure.update_yaxes(title=unit)
+    return figure
+
+
+def matrix(frame: pd.DataFrame, title: str = "", unit: str = "", middle: float | None = None) -> go.Figure:
+    """A table as a heat map with its values written in; with a `middle`, blue below and orange above it."""
+    scale = "Blues" if middle is None else [[0, PALETTE[0]], [0.5, "#ffffff"], [1, PALETTE[1]]]
+    figure = go.Figure(go.Heatmap(z=frame.to_numpy(float), x=[str(c) for c in frame.columns], y=[str(i) for i in frame.index],
+                                  colorscale=scale, zmid=middle, texttemplate="%{z:.2f}", colorbar={"title": unit}))  # fmt: skip
+    figure.update_layout(template="simple_white", height=120 + 36 * len(frame), title=title,
+                         xaxis_title=frame.columns.name, yaxis={"title": frame.index.name, "autorange": "reversed"},
+                         margin={"l": 90, "r": 10, "t": 50, "b": 40})  # fmt: skip
     return figure

@@ -1,9 +1,11 @@
 """Curves show each term once, in colours that can be told apart; a live plot is its static twin."""
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from coral_lab.plots import PALETTE, curves
+from coral_lab.metrics import Estimate
+from coral_lab.plots import PALETTE, bars, curves, matrix, scatter
 from coral_lab.widgets import LivePlot
 
 ROWS = [
@@ -50,3 +52,30 @@ def test_the_live_plot_follows_and_has_a_static_twin():
     drawn = {trace.name: (list(trace.x), list(trace.y)) for trace in live.figure.data}
     assert drawn == {"contrastive": ([1, 2], [4.0, 2.0]), "reg vision": ([1, 2], [1.0, 0.5])}
     assert {trace.name for trace in live.static().data} == {"contrastive", "reg vision", "R@1"}
+
+
+def test_a_map_has_every_point_once_and_tells_labels_apart_without_colour():
+    labels = [f"label {i % 9}" for i in range(40)]
+    places = np.random.default_rng(0).standard_normal((40, 2))
+    figure = scatter(places, labels, [f"text {i}" for i in range(40)])
+    assert sorted(x for trace in figure.data for x in trace.x) == sorted(places[:, 0])
+    styles = {(trace.marker.color, trace.marker.symbol) for trace in figure.data}
+    assert len(styles) == 9
+    for trace in figure.data:
+        assert {labels[int(text.split()[1])] for text in trace.text} == {trace.name}
+
+
+def test_bars_show_their_intervals():
+    figure = bars({"a": Estimate(0.5, 0.4, 0.7, 10), "b": Estimate(0.1, 0.1, 0.1, 10)})
+    bar = figure.data[0]
+    assert list(bar.y) == [0.5, 0.1]
+    np.testing.assert_allclose(bar.error_y.array, [0.2, 0])
+    np.testing.assert_allclose(bar.error_y.arrayminus, [0.1, 0])
+
+
+def test_a_matrix_keeps_its_rows_in_order():
+    frame = pd.DataFrame({"x": [1.0, 2.0], "y": [3.0, 4.0]}, index=["top", "bottom"])
+    figure = matrix(frame, middle=0)
+    assert list(figure.data[0].y) == ["top", "bottom"]
+    assert figure.layout.yaxis.autorange == "reversed"
+    assert np.asarray(figure.data[0].z).tolist() == [[1, 3], [2, 4]]

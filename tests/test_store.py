@@ -314,55 +314,99 @@ def test_a_full_disk_is_one_clear_error(folder, monkeypatch):
 
 
 WORKER = """
-import sys, torch
-torch.set_num_threads(1)
-import coral_lab.encoder as encoder
-from coral_lab import catalogue, encode, load
-encoder.COMMIT_EVERY = 0.05
-print("ready", flush=True)
-encode(load(sys.argv[1]), catalogue("mini", "val").products[:int(sys.argv[3])], store=sys.argv[2], batch_size=16, progress=False)
-print("done", flush=True)
+import os, sys
+import torch, pyarrow  # the slow imports, once for all children; lancedb does not like to be forked
+from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
+
+for line in sys.stdin:
+    child = os.fork()
+    if not child:
+        torch.set_num_threads(1)
+        import coral_lab.encoder as encoder
+        from coral_lab import catalogue, encode, load
+        model, store, count = line.rstrip("\\n").split("\\t")
+        encoder.COMMIT_EVERY = 0.05
+        model, products = load(model), catalogue("mini").products[: int(count)]
+        print("ready", os.getpid(), flush=True)
+        encode(model, products, store=store, batch_size=16, progress=False)
+        print("done", flush=True)
+        os._exit(0)
+    os.waitpid(child, 0)
+    print("over", flush=True)
 """
 
 
-def worker(model, folder, count):
-    command = [sys.executable, "-c", WORKER, str(model), str(folder), str(count)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+@pytest.fixture
+def workers():
+    """Starts processes, each of which starts encoding runs, one after another."""
+    started = []
+
+    def start():
+        command = [sys.executable, "-c", WORKER]
+        started.append(
+            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1)
+        )
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
 
 
-def check(model, folder, count):
-    """All rows, each once, equal to an uninterrupted run's."""
-    shop = cl.catalogue("mini", "val")
-    products = shop.products[:count]
-    ids, found = open_store(folder, model).to_numpy()
-    assert ids == sorted(p.id for p in products), "rows are lost or doubled"
-    whole = encode(model, products, store="", batch_size=16, progress=False)
-    place = {p.id: i for i, p in enumerate(products)}
-    np.testing.assert_allclose(found, whole[[place[id] for id in ids]], atol=1e-6)
+def begin(process, model, folder, count) -> int:
+    """Starts a run; its process id, when it is about to encode."""
+    process.stdin.write(f"{model}\t{folder}\t{count}\n")
+    return int(process.stdout.readline().removeprefix("ready "))
+
+
+def finish(process) -> bool:
+    """Waits for the run to end; whether it came to its own end."""
+    said = []
+    while not said or said[-1] != "over\n":
+        said.append(process.stdout.readline())
+        assert said[-1], "the process died"
+    return "done\n" in said
+
+
+def check(process, model, folder, count):
+    """All rows, each once, and to the bit those of a run that nobody disturbed."""
+    ids, found = open_store(folder, load(model)).to_numpy()
+    assert ids == sorted(p.id for p in cl.catalogue("mini").products[:count]), "rows are lost or doubled"
+    calm = folder.parent / "calm"
+    begin(process, model, calm, count)
+    assert finish(process)
+    expected, whole = open_store(calm, load(model)).to_numpy()
+    assert expected == ids
+    np.testing.assert_array_equal(found, whole)
 
 
 @pytest.mark.parametrize(("kills", "count"), [(3, 300), pytest.param(200, 3000, marks=pytest.mark.slow)])
-def test_killed_runs_go_on_and_lose_nothing(random_folder, folder, kills, count):
-    chance = random.Random(0)
-    killed = 0
-    while True:
-        process = worker(random_folder, folder, count)
-        assert process.stdout.readline() == "ready\n"
-        if killed < kills:
-            time.sleep(chance.uniform(0.1, 1.5))
-            process.send_signal(signal.SIGKILL)
-            killed += 1
-        said = process.stdout.read()
-        process.wait()
-        if "done" in said or (killed >= kills and process.returncode == 0):
-            break
-    check(load(random_folder), folder, count)
+def test_killed_runs_go_on_and_lose_nothing(random_folder, folder, workers, kills, count):
+    """With many kills a store is full before they are used up: then another is begun."""
+    chance, killed, full, process = random.Random(0), 0, 0, workers()
+    folder.mkdir()
+    while killed < kills:
+        store = folder / str(full)
+        pid = begin(process, random_folder, store, count)
+        time.sleep(chance.uniform(0, 1.5))
+        os.kill(pid, signal.SIGKILL)  # its parent has not waited for it yet: the id is still its own
+        done = finish(process)
+        killed += not done
+        if done:
+            check(process, random_folder, store, count)
+            full += 1
+    begin(process, random_folder, folder / str(full), count)
+    assert finish(process)
+    check(process, random_folder, folder / str(full), count)
+    print(f"{killed} kills, {full + 1} stores of {count} products, none lost, none doubled, all equal")
 
 
-def test_two_processes_on_one_store(random_folder, folder):
-    count = 200
-    both = [worker(random_folder, folder, count) for _ in range(2)]
+def test_two_processes_on_one_store(random_folder, folder, workers):
+    folder.mkdir()
+    both = [workers(), workers()]
     for process in both:
-        assert process.communicate()[0].endswith("done\n")
-        assert process.returncode == 0
-    check(load(random_folder), folder, count)
+        begin(process, random_folder, folder / "one", 200)
+    for process in both:
+        assert finish(process)
+    check(both[0], random_folder, folder / "one", 200)
