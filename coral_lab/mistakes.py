@@ -1,0 +1,85 @@
+"""What a wrong first hit got wrong, told from ground truth: error analysis that is counted instead of judged.
+
+The MERIT paper sorts errors by hand and finds attribute errors and errors of visual understanding to be the largest
+classes (arXiv 2506.03144). Here the catalogue's facts say which condition a hit fails.
+"""
+
+from collections.abc import Callable, Collection, Iterator
+
+import pandas as pd
+
+from coral_lab.catalogue import VISUAL, stated
+from coral_lab.evaluation import Result
+from coral_lab.interleaved import Condition, Product, Query
+
+KINDS = ("wrong class", "several attributes", "visual attribute", "textual attribute", "not labelled")
+"""In this order: a hit of the wrong class is not asked about its attributes. "not labelled" meets all conditions that
+there are words for, and yet is no positive."""
+
+COLUMNS = [
+    "query",
+    "first",
+    "rank",
+    "gap",
+    "kind",
+    "violated",
+    "other_language",
+    "like_reference",
+    "near_duplicate",
+]
+
+
+Said = Callable[[Query], tuple[str, str] | None]
+
+
+def mistakes(result: Result, visual: Collection[str] = VISUAL, said: Said = stated) -> pd.DataFrame:
+    """One row a query whose first hit is no positive. `visual` are the attributes that only a picture shows, and `said`
+    reads the attribute and value that a query's free text asks for; by default both are MERIT-mini's.
+
+    Columns: query and first (ids), rank of the best positive among those kept (-1 beyond), gap (score of the first hit
+    less that positive's), kind (of `KINDS`), violated (attributes that the first hit fails), other_language (no
+    positive is titled in the first hit's), like_reference (it has all the facts of a reference, the query's distractor),
+    near_duplicate (it differs from a positive in one fact only).
+    """
+    products = {product.id: product for product in result.products}
+    rows = []
+    for query, places, scores, right in zip(
+        result.queries, result.rows, result.scores, result.relevant, strict=True
+    ):
+        if right[0] or places[0] < 0:
+            continue
+        first, best = result.products[places[0]], int(right.argmax()) if right.any() else None
+        violated = tuple(_violated(query, first, said))
+        positives = [products[id] for id in query.positives if id in products]
+        rows.append({"query": query.id, "first": first.id, "rank": -1 if best is None else best + 1,
+                     "gap": float("nan") if best is None else float(scores[0] - scores[best]),
+                     "kind": _kind(query, first, violated, visual), "violated": violated,
+                     "other_language": first.language not in {product.language for product in positives},
+                     "like_reference": any(_differing(first, product) == 0 for product in query.references),
+                     "near_duplicate": any(_differing(first, product) == 1 for product in positives)})  # fmt: skip
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _violated(query: Query, product: Product, said: Said) -> Iterator[str]:
+    """Attributes of the conditions that a product fails, and of the free text if it fails that."""
+    words = said(query)
+    stated_too = [Condition(words[0], product, words[1])] if words else []
+    for condition in (*query.conditions, *stated_too):
+        if condition.met_by(product) is False:
+            yield condition.attribute
+
+
+def _kind(query: Query, first: Product, violated: tuple[str, ...], visual: Collection[str]) -> str:
+    if first.class_name != query.class_name:
+        return "wrong class"
+    if len(violated) > 1:
+        return "several attributes"
+    if not violated:
+        return "not labelled"
+    return "visual attribute" if violated[0] in visual else "textual attribute"
+
+
+def _differing(a: Product, b: Product) -> int:
+    """In how many facts, the class among them, two products differ."""
+    names = {*a.attributes, *b.attributes}
+    return (a.class_name != b.class_name) + sum(a.attributes.get(n) != b.attributes.get(n) for n in names)
