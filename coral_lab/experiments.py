@@ -16,7 +16,7 @@ from coral_lab.contrastive import contrastive_objective
 from coral_lab.coral import CONTRASTIVE, Coral, decoders
 from coral_lab.evaluation import evaluate
 from coral_lab.interleaved import Dataset
-from coral_lab.metrics import holm, paired_difference, recall_at
+from coral_lab.metrics import crossed_estimate, holm, paired_difference, recall_at
 from coral_lab.models import DATA, Model, load
 from coral_lab.pairs import mini_pairs, pair_sampler
 from coral_lab.training import TrainConfig, train
@@ -112,8 +112,9 @@ def _train(
 def compare(ranks: pd.DataFrame, baseline: str = "contrastive", k: int = 1) -> pd.DataFrame:
     """R@k of each arm against the baseline on the same queries and seeds, p-values corrected by Holm's method.
 
-    `ranks` [query, cell] as `loss_ablation` writes them. A query's value is its mean over seeds, so the interval is
-    over queries; `seeds` shows the difference seed by seed. Raises ValueError without the baseline.
+    `ranks` [query, cell] as `loss_ablation` writes them. Intervals are over queries and seeds; p is of a paired test
+    over queries, each with its mean over seeds, and `seeds` shows the difference seed by seed. Raises ValueError
+    without the baseline.
     """
     arms = dict.fromkeys(column.rpartition(" ")[0] for column in ranks)
     if baseline not in arms:
@@ -124,10 +125,11 @@ def compare(ranks: pd.DataFrame, baseline: str = "contrastive", k: int = 1) -> p
     for arm, values in by_arm.items():
         seeds = [c.rpartition(" ")[2] for c in values if f"{baseline} {c.rpartition(' ')[2]}" in found]
         own, base = values[[f"{arm} {s}" for s in seeds]], found[[f"{baseline} {s}" for s in seeds]]
-        difference = paired_difference(own.mean(axis=1).to_numpy(), base.mean(axis=1).to_numpy())
-        by_seed = (own.mean().to_numpy() - base.mean().to_numpy()).round(3).tolist()
+        gains = own.to_numpy() - base.to_numpy()
+        difference = crossed_estimate(gains)
+        p = paired_difference(own.to_numpy().mean(1), base.to_numpy().mean(1)).p
         rows.append({"arm": arm, f"R@{k}": own.mean(axis=None), "difference": difference.mean, "low": difference.low,
-                     "high": difference.high, "p": difference.p, "seeds": by_seed})  # fmt: skip
+                     "high": difference.high, "p": p, "seeds": gains.mean(0).round(3).tolist()})  # fmt: skip
     table = pd.DataFrame(rows)
     tested = table["arm"] != baseline
     table.loc[tested, "p (Holm)"] = holm(table.loc[tested, "p"].to_numpy())

@@ -72,6 +72,25 @@ def estimate(
     return Estimate(values.mean(), low, high, len(values))
 
 
+def crossed_estimate(
+    values: Float[np.ndarray, "query seed"], confidence: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> Estimate:
+    """Mean over queries and training seeds; the interval draws both anew (pigeonhole bootstrap, Owen 2007).
+
+    Other queries and other runs are both possible, so it is wider than one over queries alone. Raises ValueError for
+    no values.
+    """
+    if values.size == 0:
+        raise ValueError(f"values are of shape {values.shape}; give at least one query and one seed")
+    random = np.random.default_rng(seed)
+    queries, seeds = (
+        random.multinomial(count, np.full(count, 1 / count), resamples) / count for count in values.shape
+    )
+    means = ((queries @ values) * seeds).sum(1)
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Estimate(values.mean(), low, high, len(values))
+
+
 @dataclass(frozen=True)
 class Difference:
     """A mean difference of paired values with its interval, and the p-value of a paired permutation test."""

@@ -16,6 +16,7 @@ from coral_lab.metrics import (
     MISS,
     Estimate,
     best_ranks,
+    crossed_estimate,
     estimate,
     ndcg,
     paired_difference,
@@ -203,3 +204,21 @@ def test_lists_that_do_not_pair_up_are_refused_with_both_lengths(a, b):
     unchecked = unwrap(paired_difference)  # what a user calls: the tests' type check would be first to refuse
     with pytest.raises(ValueError, match=f"{a} values against {b}"):
         unchecked(np.ones(a), np.ones(b))
+
+
+def test_with_one_seed_the_crossed_interval_is_the_plain_one():
+    values = np.random.default_rng(0).random(200)
+    crossed, plain = crossed_estimate(values[:, None]), estimate(values)
+    assert crossed.mean == pytest.approx(plain.mean)
+    assert (crossed.low, crossed.high) == pytest.approx((plain.low, plain.high), abs=0.01)
+
+
+def test_seeds_that_differ_widen_the_crossed_interval():
+    """Two seeds, 0 and 1 on every query: a resample's mean is 0, 1/2 or 1, each end in a quarter of them."""
+    found = crossed_estimate(np.tile([0.0, 1.0], (50, 1)))
+    assert (found.mean, found.low, found.high, found.n) == (0.5, 0, 1, 50)
+
+
+def test_no_values_have_no_crossed_estimate():
+    with pytest.raises(ValueError, match="at least one query and one seed"):
+        crossed_estimate(np.empty((0, 3)))
