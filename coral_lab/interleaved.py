@@ -146,7 +146,7 @@ class Query:
 
     def _repr_html_(self) -> str:
         parts = (
-            escape(part).replace("\n", "<br>") if isinstance(part, str)
+            escape(part) if isinstance(part, str)
             else html.picture(part.thumbnail(96), 72, part.title, inline=True)
             for part in seq(self)
         )  # fmt: skip
