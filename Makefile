@@ -43,7 +43,10 @@ mini: .venv/ready
 	$(RUN) coral_lab train --stage base --out build/coral-mini-first
 	$(RUN) coral_lab train --stage review --model build/coral-mini-first --out build/coral-mini-review
 	$(RUN) coral_lab train --stage answers --model build/coral-mini-review --out build/coral-mini-answers
-	$(RUN) coral_lab train --stage summary --model build/coral-mini-answers --out build/coral-mini-base
+	$(RUN) coral_lab train --stage summary --model build/coral-mini-answers --out build/coral-mini-summary
+	$(RUN) coral_lab train --stage sharpen --model build/coral-mini-summary --out build/coral-mini-sharp
+	$(RUN) coral_lab train --stage sharpen --model build/coral-mini-sharp --out build/coral-mini-base \
+	  --seed 1 --steps 400 --learning-rate 8e-4
 	$(RUN) coral_lab train --stage contrastive --model build/coral-mini-base --out build/coral-mini-contrastive
 	$(RUN) coral_lab train --stage coral --model build/coral-mini-base --out build/coral-mini
 

@@ -161,8 +161,8 @@ DEFAULTS = {
     "answers": TrainConfig(steps=900, learning_rate=1.5e-3, warmup=50, evaluate_every=100),
     "summary": TrainConfig(steps=600, learning_rate=1.5e-3, warmup=50, evaluate_every=100),
     "sharpen": TrainConfig(steps=600, learning_rate=1e-3, warmup=50, evaluate_every=100),
-    "contrastive": TrainConfig(steps=1000, learning_rate=1e-3, evaluate_every=100),
-    "coral": TrainConfig(steps=1000, learning_rate=1e-3, evaluate_every=100),
+    "contrastive": TrainConfig(steps=800, learning_rate=1e-3, evaluate_every=100),
+    "coral": TrainConfig(steps=800, learning_rate=1e-3, evaluate_every=100),
 }
 """What `make mini` trains coral-mini with. "contrastive" and "coral" differ in nothing but the objective."""
 
