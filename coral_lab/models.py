@@ -20,7 +20,7 @@ from coral_lab.pixels import Pixels
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 SHIPPED = {
-    "mini": "coral-mini-contrastive",
+    "mini": "coral-mini",
     "mini-contrastive": "coral-mini-contrastive",
     "mini-base": "coral-mini-base",
 }

@@ -40,7 +40,7 @@ def test_the_lines_about_a_store_run(tmp_path, monkeypatch):
     assert {(hit.product.class_name, hit.product.language) for hit in found} == {("shoes", "th")}
 
 
-@pytest.mark.parametrize("name", ["base", "contrastive"])
+@pytest.mark.parametrize("name", ["base", "contrastive", "coral"])
 def test_retrieval_figures_are_those_measured(name):
     written = json.loads(Path(f"data/results/{name}-test.json").read_text())
     mean, (low, high) = written["metrics"]["R@1"], written["intervals"]["R@1"]
