@@ -24,10 +24,11 @@ test: .venv/ready
 lint: .venv/ready
 	$(RUN) ruff check . && $(RUN) ruff format --check .
 
-# Runs every notebook's .py from a clean kernel into its .ipynb and build/notebooks/*.html
+# Runs every notebook's .py from a clean kernel into its .ipynb and build/notebooks/*.html. Each figure leaves a PNG for
+# where no script runs (GitHub, offline pages), which kaleido takes with the machine's Chromium.
 notebooks: .venv/ready
 	$(RUN) jupytext --to ipynb notebooks/[0-9]*.py
-	TQDM_DISABLE=1 HF_HUB_DISABLE_PROGRESS_BARS=1 $(RUN) nbconvert --to notebook --execute --inplace \
+	TQDM_DISABLE=1 HF_HUB_DISABLE_PROGRESS_BARS=1 PLOTLY_RENDERER=plotly_mimetype+png $(RUN) nbconvert --to notebook --execute --inplace \
 	  --ExecutePreprocessor.store_widget_state=False notebooks/[0-9]*.ipynb
 	$(RUN) nbconvert --to html --output-dir build/notebooks notebooks/[0-9]*.ipynb
 

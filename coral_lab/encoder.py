@@ -101,8 +101,8 @@ def encode_all(
         keeper.look_up(rows, refuse)
     todo = {i for i in prompts if i not in skipped and not (keeper and i in keeper.present)}
     show = progress if progress is not None else len(todo) >= 4 * batch_size
-    with torch.inference_mode(), tqdm(total=len(items), initial=len(items) - len(todo), desc="encode", unit="item",
-                                      disable=not show) as bar:  # fmt: skip
+    with torch.inference_mode(), progress_bar(show, total=len(items), initial=len(items) - len(todo), desc="encode",
+                                              unit="item") as bar:  # fmt: skip
         try:
             for some, done in _batches(model, prompts, len(items), todo, batch_size, refuse):
                 rows[some] = done
@@ -113,6 +113,11 @@ def encode_all(
             if keeper:
                 keeper.close(rows)
     return Encoded(rows, tuple(sorted(skipped.items())))
+
+
+def progress_bar(show: bool, *items: Iterable, **options) -> tqdm:
+    """A tqdm bar if `show` and $TQDM_DISABLE does not say otherwise, which an argument would override."""
+    return tqdm(*items, **options) if show else tqdm(*items, **options, disable=True)
 
 
 def vectors_in(store: str | os.PathLike, model: Model) -> Vectors:

@@ -4,7 +4,8 @@ All embeddings are L2-normalised rows, so nearness is the dot product. Equal see
 UMAP's differ between processors, so keep coordinates that matter.
 """
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int64
@@ -37,7 +38,7 @@ def anisotropy(rows: Rows, seed: int = 0) -> float:
     return float(np.einsum("ij,ij->i", rows[left], rows[right]).mean())
 
 
-def alignment(queries: Rows, positives: Rows) -> float:
+def alignment(queries: Rows, positives: Float32[np.ndarray, "_ _"]) -> float:
     """Mean squared distance of a query and its positive, 0 to 4; lower is better (Wang and Isola, 2005.10242)."""
     if queries.shape != positives.shape:
         raise ValueError(
@@ -95,9 +96,7 @@ def intrinsic_dimension(rows: Rows) -> float:
     return float(apart.sum() / total)
 
 
-def overlap(
-    first: Int64[np.ndarray, "row k"], second: Int64[np.ndarray, "row k"]
-) -> Float[np.ndarray, " row"]:
+def overlap(first: Int64[np.ndarray, "row k"], second: Int64[np.ndarray, "_ _"]) -> Float[np.ndarray, " row"]:
     """Share of each row's neighbours that are the same in both lists, whatever their order."""
     if first.shape != second.shape:
         raise ValueError(
@@ -136,7 +135,11 @@ def aligned_umaps(spaces: Sequence[Rows], seed: int = 0, neighbours: int = 15) -
         raise ValueError(f"{[len(rows) for rows in spaces]} rows; give two spaces or more of the same items")
     same = [{i: i for i in range(len(spaces[0]))}] * (len(spaces) - 1)
     found = AlignedUMAP(n_neighbors=min(neighbours, len(spaces[0]) - 1), metric="cosine", random_state=seed)
-    return [np.asarray(own) for own in found.fit_transform(list(spaces), relations=same)]
+    with (
+        warnings.catch_warnings()
+    ):  # AlignedUMAP takes no n_jobs, and says for each space that a seed allows but one
+        warnings.filterwarnings("ignore", "n_jobs value", UserWarning)
+        return [np.asarray(own) for own in found.fit_transform(list(spaces), relations=same)]
 
 
 def map_neighbours(places: Map, k: int) -> Int64[np.ndarray, "row k"]:
@@ -152,3 +155,63 @@ def torn(rows: Rows, places: Map, k: int) -> Bool[np.ndarray, "row k"]:
     """Which of each row's `k` nearest neighbours, in the order of `neighbours`, are not among its `k` nearest on a map."""
     near, shown = neighbours(rows, k), map_neighbours(places, k)
     return np.array([~np.isin(a, b) for a, b in zip(near, shown, strict=True)])
+
+
+def trustworthiness(rows: Rows, places: Map, k: int) -> float:
+    """From 1 (no point got new neighbours on the map) towards 0, false ones weighed by how far off they are.
+
+    The other half of `torn`, which counts neighbours that were lost (Venna and Kaski 2001; scikit-learn's measure).
+    """
+    from sklearn.manifold import trustworthiness as measure
+
+    return float(measure(rows, places, n_neighbors=k, metric="cosine"))
+
+
+def shared(near: Int64[np.ndarray, "row k"], labels: Sequence[str]) -> Float[np.ndarray, " row"]:
+    """Share of each row's neighbours that have its own label."""
+    values = np.asarray(labels, object)
+    return (values[near] == values[:, None]).mean(1)
+
+
+def shared_by_chance(labels: Sequence[str]) -> float:
+    """How often two different rows, drawn at random, have one label: what `shared` is without any structure."""
+    _, counts = np.unique(np.asarray(labels), return_counts=True)
+    return float((counts * (counts - 1)).sum() / (len(labels) * (len(labels) - 1)))
+
+
+def over_halves(
+    measure: Callable[[Rows], float], rows: Rows, repeats: int = 10, seed: int = 0
+) -> Float[np.ndarray, " repeat"]:
+    """A measure of as many random halves of the rows: how much it depends on which rows there happen to be."""
+    random = np.random.default_rng(seed)
+    picks = (random.permutation(len(rows))[: len(rows) // 2] for _ in range(repeats))
+    return np.array([measure(rows[np.sort(some)]) for some in picks])
+
+
+def group_means(rows: Rows, labels: Sequence[str]) -> tuple[list[str], Float32[np.ndarray, "group dim"]]:
+    """The labels in order, and each one's mean row less the mean of these means: where a group lies to one side."""
+    values = np.asarray(labels, object)
+    names = sorted(set(labels))
+    means = np.stack([rows[values == name].mean(0) for name in names])
+    return names, (means - means.mean(0)).astype(np.float32)
+
+
+def between(rows: Rows, labels: Sequence[str]) -> float:
+    """Share of the rows' variance that lies between the groups' means, 0 to 1 (eta squared, over all directions)."""
+    values, centred = np.asarray(labels, object), rows - rows.mean(0)
+    own = ((values == name) for name in sorted(set(labels)))
+    return float(sum(some.sum() * (centred[some].mean(0) ** 2).sum() for some in own) / (centred**2).sum())
+
+
+def directions(means: Float32[np.ndarray, "group dim"]) -> Float32[np.ndarray, "direction dim"]:
+    """Orthonormal directions in which groups' means differ, one fewer than groups; strongest first."""
+    return np.linalg.svd(means - means.mean(0), full_matrices=False)[2][: len(means) - 1]
+
+
+def without(rows: Rows, directions: Float32[np.ndarray, "direction dim"]) -> Rows:
+    """The rows with orthonormal directions projected away, L2-normalised again.
+
+    Along these directions no linear probe finds anything any more (Bolukbasi et al., 1607.06520).
+    """
+    rest = rows - rows @ directions.T @ directions
+    return rest / np.linalg.norm(rest, axis=1, keepdims=True)

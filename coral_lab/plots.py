@@ -1,6 +1,6 @@
 """Tables → plotly figures."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 
 import numpy as np
@@ -9,10 +9,18 @@ import plotly.graph_objects as go
 from jaxtyping import Float
 from plotly.subplots import make_subplots
 
-from coral_lab.metrics import Estimate
+from coral_lab.metrics import Estimate, estimate
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart; black last.
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+
+SYMBOLS = ("circle", "diamond", "cross", "triangle-up")
+"""With more labels than colours a colour comes again in another shape."""
+
+_AXIS = {"showline": True, "showgrid": False, "zeroline": False, "ticks": "outside", "linecolor": "#2a2a2a"}
+TEMPLATE = go.layout.Template(layout={"plot_bgcolor": "white", "paper_bgcolor": "white", "colorway": PALETTE, "xaxis": _AXIS,
+                                      "yaxis": _AXIS})  # fmt: skip
+"""As plotly's simple_white, in few words: a notebook keeps a template with every figure, and plotly's take 20 kB each."""
 
 NO_LOSS = {"step", "seconds", "gradient_norm", "learning_rate"}
 
@@ -49,40 +57,98 @@ def curves(
                                    hovertemplate="step %{x}: %{y:.3f}")  # fmt: skip
     figure.update_xaxes(title="step")
     figure.update_yaxes(type="log", row=1, col=1)
-    figure.update_layout(template="simple_white", height=360, margin={"l": 50, "r": 10, "t": 40, "b": 40})
+    figure.update_layout(template=TEMPLATE, height=360, margin={"l": 50, "r": 10, "t": 40, "b": 40})
     return figure
+
+
+Points = Float[np.ndarray, "point 2"]
 
 
 def scatter(
-    places: Float[np.ndarray, "point 2"], labels: Sequence[str], texts: Sequence[str] = (), title: str = ""
+    places: Points | Mapping[str, np.ndarray],
+    labels: Sequence[str],
+    texts: Sequence[str] = (),
+    title: str = "",
+    order: Sequence[str] = (),
 ) -> go.Figure:
-    """A map of points coloured by label, commonest first; more labels than colours share the last. `texts` on hover."""
-    counts = pd.Series(list(labels)).value_counts()
-    figure = go.Figure()
-    for number, label in enumerate(counts.index):
-        own = [i for i, name in enumerate(labels) if name == label]
-        symbol = ("circle", "diamond", "cross", "triangle-up")[number // len(PALETTE) % 4]
-        marker = {"size": 5, "color": PALETTE[number % len(PALETTE)], "symbol": symbol, "opacity": 0.75}
-        figure.add_scattergl(x=places[own, 0], y=places[own, 1], mode="markers", name=str(label), marker=marker,
-                             text=[texts[i] for i in own] if texts else None, hoverinfo="text+name" if texts else "name")  # fmt: skip
-    figure.update_layout(template="simple_white", height=460, title=title, legend={"itemsizing": "constant"},
-                         margin={"l": 10, "r": 10, "t": 40, "b": 10})  # fmt: skip
+    """A map of points coloured by label, commonest first; or several maps of the same points by name, side by side.
+
+    More labels than colours share these in other shapes. `texts` show on hover; `order` names the labels in the order
+    of their colours. Raises ValueError for labels or texts that are not one a point.
+    """
+    panels = places if isinstance(places, Mapping) else {"": places}
+    for name, count in [
+        *((name, len(own)) for name, own in panels.items()),
+        ("texts", len(texts) or len(labels)),
+    ]:
+        if count != len(labels):
+            raise ValueError(f"{len(labels)} labels for {count} {name or 'points'}; give one for each")
+    figure = make_subplots(1, len(panels), subplot_titles=list(panels), horizontal_spacing=0.03)
+    values = np.asarray([str(label) for label in labels], object)
+    for number, label in enumerate(order or pd.Series(values).value_counts().index):
+        own = np.flatnonzero(values == str(label))
+        marker = {"size": 5, "color": PALETTE[number % len(PALETTE)], "opacity": 0.75,
+                  "symbol": SYMBOLS[number // len(PALETTE) % len(SYMBOLS)]}  # fmt: skip
+        for column, (_, points) in enumerate(panels.items(), 1):
+            points = np.asarray(points, np.float32)
+            figure.add_scattergl(x=points[own, 0], y=points[own, 1], mode="markers", name=str(label), legendgroup=str(label),
+                                 showlegend=column == 1, marker=marker, text=[texts[i] for i in own] if len(texts) else None,
+                                 hoverinfo="text+name" if len(texts) else "name", row=1, col=column)  # fmt: skip
+    figure.update_layout(template=TEMPLATE, height=460 if len(panels) == 1 else 400, title=title,
+                         legend={"itemsizing": "constant"}, margin={"l": 10, "r": 10, "t": 64, "b": 10})  # fmt: skip
     figure.update_xaxes(visible=False)
-    figure.update_yaxes(visible=False, scaleanchor="x")
+    for column in range(1, len(panels) + 1):  # a unit is as long across as up, in each panel for itself
+        figure.update_yaxes(visible=False, scaleanchor=f"x{column if column > 1 else ''}", row=1, col=column)
     return figure
 
 
-def bars(estimates: Mapping[str, Estimate], title: str = "", unit: str = "") -> go.Figure:
-    """One bar an estimate, with its 95% interval."""
-    values = list(estimates.values())
-    errors = {"array": [v.high - v.mean for v in values], "arrayminus": [v.mean - v.low for v in values]}
-    figure = go.Figure(go.Bar(x=list(estimates), y=[v.mean for v in values], error_y={"type": "data", "symmetric": False, **errors},
-                              marker_color=PALETTE[0], hovertemplate="%{x}: %{y:.3f}<extra></extra>"))  # fmt: skip
-    figure.update_layout(
-        template="simple_white", height=340, title=title, margin={"l": 50, "r": 10, "t": 40, "b": 40}
-    )
+def bars(
+    estimates: Mapping[str, Estimate] | Mapping[str, Mapping[str, Estimate]], title: str = "", unit: str = ""
+) -> go.Figure:
+    """One bar an estimate, with its 95% interval; for estimates in named groups, a colour a group."""
+    nested = all(isinstance(value, Mapping) for value in estimates.values())
+    groups = estimates if nested else {"": estimates}
+    figure = go.Figure()
+    for number, (name, own) in enumerate(groups.items()):
+        figure.add_bar(x=list(own), y=[v.mean for v in own.values()], name=name, marker_color=PALETTE[number % len(PALETTE)],
+                       error_y=_errors(own.values()), hovertemplate="%{x}: %{y:.3f}<extra></extra>")  # fmt: skip
+    figure.update_layout(template=TEMPLATE, height=360, title=title, showlegend=nested, barmode="group",
+                         margin={"l": 50, "r": 10, "t": 50, "b": 40})  # fmt: skip
+    figure.update_xaxes(type="category")
     figure.update_yaxes(title=unit)
     return figure
+
+
+def differences(table: pd.DataFrame, title: str = "", unit: str = "difference") -> go.Figure:
+    """Differences with their intervals beside a line at 0: a row each of `compare`'s or any table with such columns.
+
+    The index names the rows; the columns are difference, low and high.
+    """
+    found = [Estimate(row.difference, row.low, row.high, 0) for row in table.itertuples()]
+    figure = go.Figure(go.Scatter(x=[v.mean for v in found], y=[str(name) for name in table.index], mode="markers",
+                                  marker={"color": PALETTE[0], "size": 9}, error_x=_errors(found), showlegend=False,
+                                  hovertemplate="%{y}: %{x:+.3f}<extra></extra>"))  # fmt: skip
+    figure.add_scatter(x=[0, 0], y=[str(table.index[0]), str(table.index[-1])], mode="lines", showlegend=False, hoverinfo="skip",
+                       line={"color": "#767676", "dash": "dot", "width": 1})  # fmt: skip
+    figure.update_layout(template=TEMPLATE, height=130 + 30 * len(table), title=title,
+                         margin={"l": 90, "r": 10, "t": 50, "b": 50})  # fmt: skip
+    figure.update_xaxes(title=unit)
+    figure.update_yaxes(type="category", autorange="reversed", automargin=True)
+    return figure
+
+
+def _errors(estimates: Iterable[Estimate]) -> dict:
+    return {"type": "data", "symmetric": False, "array": [v.high - v.mean for v in estimates],
+            "arrayminus": [v.mean - v.low for v in estimates]}  # fmt: skip
+
+
+def estimates_by(table: pd.DataFrame, group: str, value: str) -> dict[str, Estimate]:
+    """Mean of a column with its interval, by another column's values in the order they come; for `bars`.
+
+    A table's rows are taken to be independent: one a query. Rows without a value do not count.
+    """
+    found = table.dropna(subset=[value]).groupby(group, sort=False)[value]
+    return {str(name): estimate(values.to_numpy(float)) for name, values in found}
 
 
 def matrix(frame: pd.DataFrame, title: str = "", unit: str = "", middle: float | None = None) -> go.Figure:
@@ -90,7 +156,8 @@ def matrix(frame: pd.DataFrame, title: str = "", unit: str = "", middle: float |
     scale = "Blues" if middle is None else [[0, PALETTE[0]], [0.5, "#ffffff"], [1, PALETTE[1]]]
     figure = go.Figure(go.Heatmap(z=frame.to_numpy(float), x=[str(c) for c in frame.columns], y=[str(i) for i in frame.index],
                                   colorscale=scale, zmid=middle, texttemplate="%{z:.2f}", colorbar={"title": unit}))  # fmt: skip
-    figure.update_layout(template="simple_white", height=120 + 36 * len(frame), title=title,
-                         xaxis_title=frame.columns.name, yaxis={"title": frame.index.name, "autorange": "reversed"},
+    figure.update_layout(template=TEMPLATE, height=140 + 36 * len(frame), title=title,
                          margin={"l": 90, "r": 10, "t": 50, "b": 40})  # fmt: skip
+    figure.update_xaxes(title=frame.columns.name, type="category", automargin=True)
+    figure.update_yaxes(title=frame.index.name, type="category", autorange="reversed", automargin=True)
     return figure

@@ -1,11 +1,78 @@
-"""Thin ipywidgets views."""
+"""What widgets are made of: a line that says what happened, buttons, wrapping rows, live figures, frozen twins.
 
-from collections.abc import Mapping
+JupyterLab hides an error in a callback, so a callback runs through `Message.attempt`, which shows it in its place.
+"""
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from html import escape
+
+import ipywidgets as widgets
 import pandas as pd
 import plotly.graph_objects as go
+from IPython.display import HTML, display
 
+from coral_lab import html
 from coral_lab.plots import PALETTE, curves
+
+LABELLED = {"description_width": "initial"}
+"""A style that gives a control's label the room it needs."""
+
+QUIET = {"displaylogo": False, "showSendToCloud": False, "responsive": True}
+"""Plotly's settings for a live figure: no link to share data with a server."""
+
+
+class Message(widgets.HTML):
+    """One line for the reader, read out by screen readers: what is shown, or what went wrong."""
+
+    def say(self, text: str) -> None:
+        self.value = html.block(f'<span role="status">{html.grey(text)}</span>')
+
+    def attempt(self, action: Callable[[], object]) -> bool:
+        """Run an action; an error is shown here and nowhere else. Returns whether it went well."""
+        try:
+            action()
+        except Exception as error:
+            said = f"<b>✗ {escape(type(error).__name__)}</b>: {escape(str(error))}"
+            self.value = html.block(f'<span role="alert" style="color:{html.RED}">{said}</span>')
+            return False
+        return True
+
+
+def button(
+    label: str, help: str, action: Callable[[], object], width: str = "auto", disabled: bool = False
+) -> widgets.Button:
+    """A button with a label to read and a sentence of help; give an action that shows its own errors."""
+    made = widgets.Button(description=label, tooltip=help, disabled=disabled, layout={"width": width})
+    made.on_click(lambda _: action())
+    return made
+
+
+def wrapped(*children: widgets.Widget, gap: int = 8) -> widgets.HBox:
+    """Widgets beside one another, wrapping where the page ends."""
+    layout = {"flex_flow": "row wrap", "align_items": "center", "grid_gap": f"{gap}px", "overflow": "visible"}
+    return widgets.HBox(children, layout=layout)
+
+
+def live_figure(*traces: go.Scatter | go.Scattergl, **layout) -> go.FigureWidget:
+    """A figure that can be changed while it is shown, without plotly's share link."""
+    figure = go.FigureWidget(list(traces), layout={"template": "simple_white", **layout})
+    figure._config = QUIET
+    return figure
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """What a widget shows, without widgets: a figure, a gallery as HTML, or both. It survives nbconvert and GitHub."""
+
+    figure: go.Figure | None = None
+    gallery: str = ""
+
+    def _ipython_display_(self) -> None:
+        if self.figure is not None:
+            display(self.figure)
+        if self.gallery:
+            display(HTML(self.gallery))
 
 
 class LivePlot:
@@ -16,8 +83,8 @@ class LivePlot:
 
     def __init__(self, every: int = 5):
         self.every, self.rows = every, []
-        self.figure = go.FigureWidget(layout={"template": "simple_white", "height": 320, "yaxis_type": "log"})
-        self.figure.update_layout(xaxis_title="step", margin={"l": 50, "r": 10, "t": 20, "b": 40})
+        margin = {"l": 50, "r": 10, "t": 20, "b": 40}
+        self.figure = live_figure(height=320, yaxis_type="log", xaxis_title="step", margin=margin)
 
     def __call__(self, row: Mapping[str, float | int]) -> None:
         self.rows.append(dict(row))

@@ -5,20 +5,27 @@ import math
 import numpy as np
 import pytest
 
-from coral_lab import ItemError, Query, encode, index
+from coral_lab import Condition, ItemError, Product, Query, encode, index
 from coral_lab.ablations import (
+    apply,
     attribution,
+    captioned,
+    code_switched,
     dropped,
+    heeded,
     identity,
     images_only,
+    neutralised,
     orders,
     product_of,
+    shown_by,
     swapped,
     sweep,
     text_only,
     translated,
 )
-from coral_lab.interleaved import parts
+from coral_lab.evaluation import Index
+from coral_lab.interleaved import describe, parts
 
 
 @pytest.fixture(scope="module")
@@ -53,18 +60,40 @@ def test_dropping_leaves_the_others(query):
         assert edited.conditions == tuple(c for j, c in enumerate(query.conditions) if j != i)
 
 
-def test_swapping_takes_another_value(query, shop):
-    others = {c.attribute: shop.products for c in query.conditions}
-    for i, (_, edited) in enumerate(swapped(others)(query)):
+def test_swapping_takes_another_value_that_its_product_is_known_to_show(query, shop):
+    others = shown_by(shop.queries)
+    edits = dict(swapped(others)(query))
+    assert list(edits) == [f"another {c.attribute}" for c in query.conditions]
+    for i, edited in enumerate(edits.values()):
         changed = [
             a != b or a.product != b.product for a, b in zip(query.conditions, edited.conditions, strict=True)
         ]
         assert changed == [j == i for j in range(3)]
-        assert edited.conditions[i].value != query.conditions[i].value
-        assert (
-            edited.conditions[i].value
-            in edited.conditions[i].product.attributes[edited.conditions[i].attribute]
-        )
+        new = edited.conditions[i]
+        assert new.value != query.conditions[i].value
+        assert new.value in new.product.attributes[new.attribute]
+        assert new.product in others[new.attribute]
+    again = dict(swapped(others)(query))
+    assert [e.references for e in again.values()] == [e.references for e in edits.values()]
+    assert list(swapped({})(query)) == []
+
+
+def test_what_stands_for_an_attribute_is_what_queries_ask_by(shop):
+    found = shown_by(shop.queries[:50])
+    asked = {(c.attribute, c.product.id) for q in shop.queries[:50] for c in q.conditions}
+    assert {(name, p.id) for name, own in found.items() for p in own} == asked
+
+
+def test_a_neutral_reference_keeps_the_sentence_and_says_nothing(query):
+    for i, (name, edited) in enumerate(neutralised(query)):
+        assert name == f"neutral {query.conditions[i].attribute}"
+        assert [c.attribute for c in edited.conditions] == [c.attribute for c in query.conditions]
+        assert [p for p in edited.references if p in query.references] == [
+            p for j, p in enumerate(query.references) if j != i
+        ]
+        grey = edited.references[i]
+        assert grey.title == ""
+        assert grey.picture.getcolors() == [(224 * 224, (128, 128, 128))]
 
 
 def test_translation_changes_words_and_not_what_is_asked(query):
@@ -76,6 +105,25 @@ def test_translation_changes_words_and_not_what_is_asked(query):
     assert [p.image for p in edited.references] == [p.image for p in query.references]
 
 
+def test_code_switching_gives_each_reference_its_own_language(query):
+    ((name, edited),) = code_switched(query)
+    assert name == "code-switched"
+    assert len({p.language for p in edited.references}) == 3
+    assert [p.image for p in edited.references] == [p.image for p in query.references]
+    assert [c.value for c in edited.conditions] == [c.value for c in query.conditions]
+    assert [p.title for p in dict(code_switched(query))[name].references] == [
+        p.title for p in edited.references
+    ]
+
+
+def test_captions_say_what_pictures_showed(query):
+    ((_, edited),) = captioned(query)
+    text = "".join(parts(edited))  # no picture is left
+    for product in query.references:
+        assert describe(product) in text
+        assert product.title in text
+
+
 def test_one_sense_at_a_time(query):
     ((_, images),), ((_, text),) = images_only(query), text_only(query)
     pictures = [part for part in parts(images) if not isinstance(part, str)]
@@ -83,6 +131,14 @@ def test_one_sense_at_a_time(query):
     assert not any(p.title for p in images.references)
     assert all(isinstance(part, str) for part in parts(text))
     assert query.references[0].title in "".join(parts(text))
+
+
+def test_applying_is_for_one_edit_a_query(query):
+    (edited,) = apply(text_only, [query])
+    assert edited.parent is query
+    assert all(p.image is None for p in edited.references)
+    with pytest.raises(ValueError, match="has 6 edits"):
+        apply(orders, [query])
 
 
 def test_a_product_of_interventions_is_every_combination(query):
@@ -125,16 +181,67 @@ def test_a_query_without_positives_in_the_pool_has_no_rank(pool, query):
     assert math.isnan(table.loc[0, "score"])
 
 
-def test_attribution_is_the_difference_of_two_scores(pool, query):
-    table = attribution(pool, query, k=4)
+def test_each_picture_of_a_sweep_is_looked_at_once_a_format(pool, shop, monkeypatch):
+    queries = [q for q in shop.queries if len(q.conditions) == 2][:4]
+    looked = []
+    tower = pool.model.network.model.get_image_features
+
+    def counted(values, grids, **options):
+        looked.append(len(grids))
+        return tower(values, grids, **options)
+
+    monkeypatch.setattr(pool.model.network.model, "get_image_features", counted)
+    table = sweep(pool, queries, [orders, dropped, text_only], batch_size=8, store="")
+    assert len(table) == 4 * (1 + 2 + 2 + 1)
+    assert sum(looked) == len({p.id for q in queries for p in q.references}) == 8
+    assert len(looked) == 4  # 6 edits a query, 8 a batch
+
+
+def test_edited_queries_come_with_the_table_and_know_their_parents(pool, query):
+    table = sweep(pool, [query], [orders])
+    assert list(table["query"]) == [edited.parent.id for edited in table["edited"]]
+    assert table["edited"][2].conditions == tuple(query.conditions[i] for i in (0, 2, 1))
+
+
+@pytest.mark.parametrize("how", [dropped, neutralised])
+def test_attribution_is_the_difference_of_two_scores(pool, query, how):
+    table = attribution(pool, query, k=4, how=how)
     assert len(table) == 4 * 3
-    without = query.edited(conditions=query.conditions[1:])
-    both = encode(pool.model, [query, without], store="")
-    first = table.iloc[0]
-    place = pool.rows[first["id"]]
-    expected = (both[0] - both[1]) @ pool.embeddings[place]
-    assert first["score_drop"] == pytest.approx(float(expected), abs=1e-5)
-    assert first["met"] == query.conditions[0].met_by(pool.products[place])
+    gone = {p.id for p in query.references} - set(query.positives)
+    asked, *without = encode(pool.model, [query, *(edited for _, edited in how(query))], store="")
+    for _, row in table.iterrows():
+        place, other = pool.rows[row["id"]], pool.embeddings @ without[row["condition"]]
+        assert row["score_drop"] == pytest.approx(
+            float(asked @ pool.embeddings[place] - other[place]), abs=1e-5
+        )
+        order = [pool.products[i].id for i in np.argsort(-other, kind="stable")]
+        assert row["rank_without"] == 1 + [id for id in order if id not in gone].index(row["id"])
+        assert row["met"] == query.conditions[row["condition"]].met_by(pool.products[place])
+
+
+def test_a_condition_is_heeded_where_it_adds_more_to_what_meets_it(pool, monkeypatch):
+    """Three products of one class and a query whose scores are given: colour decides, size adds the same to all."""
+    products = [Product(f"p{i}", "", None, "bag", attributes={"color": (c,), "size": (s,)})
+                for i, (c, s) in enumerate([("red", "S"), ("red", "M"), ("blue", "S")])]  # fmt: skip
+    query = Query("q", "bag", (Condition("color", Product("a", "A"), "red"), Condition("size", Product("b", "B"), "S")),
+                  positives=("p0",))  # fmt: skip
+    scores = np.array(
+        [[0.9, 0.8, 0.4], [0.6, 0.7, 0.6], [0.7, 0.6, 0.2]], np.float32
+    )  # asked, no colour, no size
+    index = Index(pool.model, products, np.eye(3, dtype=np.float32))
+    items = [query, *(edited for _, edited in dropped(query))]
+    monkeypatch.setattr(
+        "coral_lab.ablations.encode", lambda _, asked, **__: scores[[items.index(q) for q in asked]]
+    )
+    table = heeded(index, [query]).set_index("attribute")
+    assert table.loc["color", "gain"] == pytest.approx((0.3 + 0.1) / 2 - -0.2)
+    assert table.loc["size", "gain"] == pytest.approx(0, abs=1e-6)
+    assert list(table["rank_shift"]) == [1, 0]
+
+
+def test_taking_away_needs_one_edit_a_condition(pool, query):
+    with pytest.raises(ValueError, match="has 3 conditions and 6 edits"):
+        attribution(pool, query, how=orders)
 
 
 def test_nothing_is_left_of_a_query_that_only_had_one_condition(shop):

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from scipy.spatial.distance import cdist
@@ -28,6 +28,7 @@ def test_neighbours_are_scikit_learn_s():
     np.testing.assert_array_equal(geometry.neighbours(rows, 7), expected)
 
 
+@settings(deadline=None)  # a busy machine is no failure
 @given(st.integers(3, 30), st.integers(1, 5), st.integers(0, 3))
 def test_no_row_is_its_own_neighbour_even_among_equals(count, k, seed):
     rows = sphere(3, 2, seed)[np.random.default_rng(seed).integers(3, size=count)]
@@ -102,6 +103,66 @@ def test_a_map_that_is_the_space_tears_nothing_and_a_random_one_nearly_all():
     assert not geometry.torn(rows, rows.astype(float), 4).any()
     scattered = np.random.default_rng(1).standard_normal((150, 2))
     assert geometry.torn(rows, scattered, 4).mean() > 0.9
+
+
+def test_trustworthiness_of_the_space_itself_and_of_noise():
+    rows = sphere(200, 3)
+    random = np.random.default_rng(0).standard_normal((200, 2))
+    for places in (rows[:, :2].astype(float), random):
+        distances = np.clip(1 - rows.astype(float) @ rows.T.astype(float), 0, 2)
+        expected = trustworthiness(distances, places, n_neighbors=6, metric="precomputed")
+        assert geometry.trustworthiness(rows, places, 6) == pytest.approx(expected, abs=1e-6)
+    flat = circle(*np.random.default_rng(0).uniform(0, 360, 100))
+    assert geometry.trustworthiness(flat, flat.astype(float), 6) == pytest.approx(1)
+    assert geometry.trustworthiness(rows, random, 6) < 0.7
+
+
+def test_shared_labels_by_hand():
+    near = np.array([[1, 2], [0, 2], [0, 1]])
+    np.testing.assert_array_equal(geometry.shared(near, ["a", "a", "b"]), [0.5, 0.5, 0])
+    assert geometry.shared_by_chance(["a", "a", "b"]) == pytest.approx(1 / 3)  # one pair of three
+
+
+def test_halves_are_halves_and_repeatable():
+    rows = sphere(101, 4)
+    sizes = geometry.over_halves(lambda some: float(len(some)), rows, repeats=3)
+    np.testing.assert_array_equal(sizes, [50, 50, 50])
+    found = geometry.over_halves(geometry.anisotropy, rows, repeats=5)
+    assert len(set(found)) == 5
+    np.testing.assert_array_equal(found, geometry.over_halves(geometry.anisotropy, rows, repeats=5))
+    assert found.mean() == pytest.approx(geometry.anisotropy(rows), abs=0.05)
+
+
+def test_groups_means_lie_around_their_middle():
+    names, means = geometry.group_means(circle(0, 0, 90, 180, 270), ["b", "b", "a", "a", "a"])
+    assert names == ["a", "b"]  # their means are (-1/3, 0) and (1, 0)
+    np.testing.assert_allclose(means, [[-2 / 3, 0], [2 / 3, 0]], atol=1e-6)
+
+
+def test_variance_between_groups_is_what_analysis_of_variance_says():
+    rows, labels = sphere(90, 1 + 1)[:, :1], ["a", "b", "c"] * 30
+    rows = rows + np.array([0, 0.5, 1], np.float32).repeat(1)[np.arange(90) % 3][:, None]
+    f = stats.f_oneway(*(rows[i::3, 0] for i in range(3))).statistic
+    assert geometry.between(rows, labels) == pytest.approx(f * 2 / (f * 2 + 87), rel=1e-4)
+    assert geometry.between(circle(0, 0, 180, 180), ["a", "a", "b", "b"]) == pytest.approx(1)
+    assert geometry.between(circle(0, 180, 0, 180), ["a", "a", "b", "b"]) == pytest.approx(0, abs=1e-6)
+
+
+def test_what_is_projected_away_no_mean_shows_any_more():
+    random = np.random.default_rng(0)
+    labels = [f"{i % 4}" for i in range(400)]
+    rows = sphere(400, 10) + random.standard_normal((4, 10)).astype(np.float32)[np.arange(400) % 4]
+    rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    found = geometry.directions(geometry.group_means(rows, labels)[1])
+    assert found.shape == (3, 10)
+    np.testing.assert_allclose(found @ found.T, np.eye(3), atol=1e-5)
+    rest = geometry.without(rows, found)
+    np.testing.assert_allclose(np.linalg.norm(rest, axis=1), 1, atol=1e-5)
+    np.testing.assert_allclose(rest @ found.T, 0, atol=1e-5)
+    assert geometry.between(rows, labels) > 0.3
+    assert geometry.between(rest, labels) < 0.02
+    plane = geometry.without(circle(0, 60), np.array([[1, 0]], np.float32)[:, :] * 0)  # nothing taken out
+    np.testing.assert_allclose(plane, circle(0, 60), atol=1e-6)
 
 
 @pytest.mark.slow

@@ -13,15 +13,15 @@ MODULES = sorted(file.stem for file in PACKAGE.glob("*.py"))
 
 # A module may import what stands on the floors below its own, nothing on its own floor or above.
 FLOORS = [
-    "attention augment cards errors html images losses metrics outlines parallel plots search",
-    "geometry hub interleaved marks pixels rows shapes_accessories shapes_clothes shapes_home vectors",
-    "hits instructions models shapes titles",
-    "drawing inputs merit_files mini queries training",
+    "augment cards errors html images losses metrics outlines parallel search vision",
+    "geometry hub interleaved marks pixels plots rows shapes_accessories shapes_clothes shapes_home vectors",
+    "hits instructions models shapes titles widgets",
+    "drawing inputs maps merit_files mini picker queries training",
     "catalogue coral fingerprints",
     "contrastive encoder lessons",
     "attributes evaluation pairs probing rebuilding store",
-    "__init__ ablations demo experiments stages widgets",
-    "cli",
+    "__init__ ablations bench comparing demo experiments mistakes stages",
+    "cli contributions",
     "__main__",
 ]
 FLOOR = {module: number for number, modules in enumerate(FLOORS) for module in modules.split()}

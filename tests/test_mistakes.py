@@ -11,7 +11,9 @@ FACTS = {"color": "red", "brand": "alpa", "material": "wool"}
 
 
 def product(id: str, class_name: str = "bag", language: str = "en", **changes: str) -> Product:
-    return Product(id, f"title {id}", None, class_name, language, "SG", {k: (v,) for k, v in (FACTS | changes).items()})
+    return Product(
+        id, f"title {id}", None, class_name, language, "SG", {k: (v,) for k, v in (FACTS | changes).items()}
+    )
 
 
 RIGHT = product("right", size="S")

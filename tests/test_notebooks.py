@@ -14,7 +14,12 @@ pytestmark = pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.st
 PARAMETERS = {
     "00_quickstart": {"QUERIES": 40},
     "01_merit_tour": {},
+    "02_embedding_geometry": {"PRODUCTS": 150, "QUERIES": 24},
+    "03_condition_order": {"QUERIES": 12, "PRODUCTS": 200},
+    "04_languages": {"QUERIES": 16, "PRODUCTS": 60},
+    "05_retrieval_neighbourhoods": {"POOL": 400, "MAPPED": 150},
     "06_training_objective": {"QUERIES": 40, "STEPS": 4},
+    "08_new_query_formats": {"QUERIES": 24, "PRODUCTS": 200},
 }
 
 

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from coral_lab.metrics import Estimate
-from coral_lab.plots import PALETTE, bars, curves, matrix, scatter
+from coral_lab.plots import PALETTE, bars, curves, differences, estimates_by, matrix, scatter
 from coral_lab.widgets import LivePlot
 
 ROWS = [
@@ -58,7 +58,9 @@ def test_a_map_has_every_point_once_and_tells_labels_apart_without_colour():
     labels = [f"label {i % 9}" for i in range(40)]
     places = np.random.default_rng(0).standard_normal((40, 2))
     figure = scatter(places, labels, [f"text {i}" for i in range(40)])
-    assert sorted(x for trace in figure.data for x in trace.x) == sorted(places[:, 0])
+    np.testing.assert_allclose(
+        sorted(x for trace in figure.data for x in trace.x), sorted(places[:, 0]), 1e-6
+    )
     styles = {(trace.marker.color, trace.marker.symbol) for trace in figure.data}
     assert len(styles) == 9
     for trace in figure.data:
@@ -75,7 +77,48 @@ def test_bars_show_their_intervals():
 
 def test_a_matrix_keeps_its_rows_in_order():
     frame = pd.DataFrame({"x": [1.0, 2.0], "y": [3.0, 4.0]}, index=["top", "bottom"])
-    figure = matrix(frame, middle=0)
+    figure = matrix(frame, middle=0.0)
     assert list(figure.data[0].y) == ["top", "bottom"]
     assert figure.layout.yaxis.autorange == "reversed"
     assert np.asarray(figure.data[0].z).tolist() == [[1, 3], [2, 4]]
+
+
+def test_several_maps_show_the_same_points_under_one_legend():
+    places = np.random.default_rng(0).standard_normal((12, 2))
+    labels = ["a", "b", "b"] * 4
+    figure = scatter({"one": places, "two": 2 * places}, labels)
+    assert [(t.name, t.showlegend, t.xaxis) for t in figure.data] == [
+        ("b", True, "x"), ("b", False, "x2"), ("a", True, "x"), ("a", False, "x2"),
+    ]  # fmt: skip
+    np.testing.assert_allclose(figure.data[1].x, 2 * figure.data[0].x)
+    with pytest.raises(ValueError, match="12 labels for 11 two"):
+        scatter({"one": places, "two": places[1:]}, labels)
+    with pytest.raises(ValueError, match="12 labels for 3 texts"):
+        scatter(places, labels, ["x"] * 3)
+
+
+def test_grouped_bars_have_a_colour_a_group():
+    one = Estimate(0.5, 0.4, 0.7, 10)
+    figure = bars({"first": {"a": one, "b": one}, "second": {"a": one}})
+    assert [(t.name, list(t.x), t.marker.color) for t in figure.data] == [
+        ("first", ["a", "b"], PALETTE[0]),
+        ("second", ["a"], PALETTE[1]),
+    ]
+    assert figure.layout.showlegend
+
+
+def test_estimates_by_a_column_keep_its_order_and_leave_out_what_is_not_known():
+    table = pd.DataFrame({"kind": ["z", "z", "a", "a"], "value": [0.0, 1.0, 0.5, np.nan]})
+    found = estimates_by(table, "kind", "value")
+    assert list(found) == ["z", "a"]
+    assert (found["z"].mean, found["z"].n, found["a"].n) == (0.5, 2, 1)
+
+
+def test_differences_show_their_intervals():
+    table = pd.DataFrame(
+        {"difference": [0.1, -0.2], "low": [0.0, -0.3], "high": [0.3, -0.1]}, index=["up", "down"]
+    )
+    points = differences(table).data[0]
+    assert (list(points.x), list(points.y)) == ([0.1, -0.2], ["up", "down"])
+    np.testing.assert_allclose(points.error_x.array, [0.2, 0.1])
+    np.testing.assert_allclose(points.error_x.arrayminus, [0.1, 0.1])

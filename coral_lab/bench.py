@@ -1,0 +1,335 @@
+"""The query bench: build an interleaved query by hand, and see at once what becomes of its ranking.
+
+Every click is a plain method: each edit is a new `Query` that remembers its parent, `history` is a table, and
+`as_python` is the line that makes the query again. Nothing but ipywidgets: the kernel's own channel, no server.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from html import escape
+from time import perf_counter
+
+import ipywidgets as widgets
+import pandas as pd
+
+from coral_lab import html
+from coral_lab.catalogue import LANGUAGES
+from coral_lab.evaluation import Index
+from coral_lab.hits import Hits
+from coral_lab.interleaved import AS_IMAGE, FORMATS, Condition, Format, Product, Query
+from coral_lab.picker import Picker
+from coral_lab.widgets import LABELLED, Frozen, Message, button, wrapped
+
+DEPTH = 100  # ranks that a pinned ranking remembers
+
+
+def right_answers(query: Query, products: Iterable[Product]) -> tuple[str, ...]:
+    """Ids of the products that have the wanted class and every wanted value; none where words alone say what is wanted.
+
+    References are no answers to their own query.
+    """
+    known = query.conditions and all(c.value and c.value != AS_IMAGE for c in query.conditions)
+    if not known or query.text.strip(" ."):
+        return ()
+    gone = {product.id for product in query.references}
+    return tuple(p.id for p in products
+                 if p.class_name == query.class_name and p.id not in gone and all(c.met_by(p) for c in query.conditions))  # fmt: skip
+
+
+def as_python(query: Query) -> str:
+    """The line that makes this query again, given `import coral_lab as cl` and its dataset as `shop`."""
+    conditions = "".join(
+        f"cl.Condition({c.attribute!r}, shop.product({c.product.id!r}), {c.value!r}), "
+        for c in query.conditions
+    )
+    language = f", language={query.language!r}" if query.language != "en" else ""
+    return f"cl.Query({query.id!r}, {query.class_name!r}, ({conditions.rstrip()}), {query.text!r}{language})"
+
+
+def condition_of(attribute: str, product: Product) -> Condition:
+    """The condition that asks for what the product is known to have; value "" where it is not known."""
+    return Condition(attribute, product, " ".join(product.attributes.get(attribute, ())))
+
+
+def _wanted(query: Query) -> tuple:
+    """What decides which answers are right: neither the order of the conditions nor the language."""
+    return query.class_name, query.text, {(c.attribute, c.product.id, c.value) for c in query.conditions}
+
+
+@dataclass(frozen=True)
+class Step:
+    """What the bench once showed. `ranking` goes down to DEPTH, `parent` is the number of the step it came from."""
+
+    query: Query
+    format: str
+    model: str
+    ranking: Hits
+    parent: int | None
+    seconds: float
+
+
+class QueryBench(widgets.VBox):
+    """Widgets around a query: wanted class, conditions with their pictures, free text, language, format and model.
+
+    `indexes` is one index or several by name, over the same products; `query` is where to start, by default an empty
+    one. `query` and `hits` are what is shown, `steps` and `history` all that ever was. An edit that fails changes
+    nothing: called from Python it raises, clicked it says why below the conditions.
+    """
+
+    def __init__(
+        self,
+        indexes: Index | Mapping[str, Index],
+        query: Query | None = None,
+        *,
+        formats: Mapping[str, Format] = FORMATS,
+        k: int = 10,
+    ):
+        self.indexes = dict(indexes) if isinstance(indexes, Mapping) else {indexes.model.name: indexes}
+        self.products: Sequence[Product] = next(iter(self.indexes.values())).products
+        self.formats, self.k = dict(formats), k
+        self.classes = sorted({product.class_name for product in self.products})
+        self.steps: list[Step] = []
+        self.at = -1
+        self.pinned: Mapping[str, int] | None = None
+        self._quiet, self._swapping = False, None
+        self._build()
+        self.set(query or Query("mine", self.classes[0], text="."))
+        super().__init__([*self.controls, self.rows, self.picker, self.message, self.code, self.gallery])
+
+    def __repr__(self) -> str:
+        return f"QueryBench({len(self.query.conditions)} conditions, step {self.at} of {len(self.steps)})"
+
+    @property
+    def step(self) -> Step:
+        return self.steps[self.at]
+
+    @property
+    def query(self) -> Query:
+        return self.step.query
+
+    @property
+    def queries(self) -> list[Query]:
+        return [step.query for step in self.steps]
+
+    @property
+    def hits(self) -> Hits:
+        return replace(self.step.ranking, hits=self.step.ranking.hits[: self.k])
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """One row a step, the oldest first: what was asked and how, how it went, and the row of the step before.
+
+        `first right` is the rank of the best-placed right answer; missing beyond the first 100.
+        """
+        rows = [
+            {"class": step.query.class_name,
+             "conditions": " + ".join(f"{c.attribute} of {c.product.id}" for c in step.query.conditions),
+             "text": step.query.text, "language": step.query.language, "format": step.format, "model": step.model,
+             "right answers": len(step.query.positives),
+             "first right": next((hit.rank for hit in step.ranking if hit.positive), None), "parent": step.parent}
+            for step in self.steps
+        ]  # fmt: skip
+        return pd.DataFrame(rows).astype({"parent": "Int64", "first right": "Int64"})
+
+    def static(self) -> Frozen:
+        """The query and its gallery, with the rank shifts if a ranking is pinned."""
+        return Frozen(gallery=self.query._repr_html_() + self.gallery.value)
+
+    # What a click does
+
+    def set(self, query: Query) -> None:
+        """Show another query; the one before stays in the history. Errors are those of `Index.search`."""
+        self._search(query, self.format.value, self.model.value)
+
+    def edit(self, **changes) -> None:
+        """Change fields of the query. Right answers are looked up anew if what is wanted has changed."""
+        edited = self.query.edited(**changes)
+        if _wanted(edited) != _wanted(self.query):
+            answers = right_answers(edited, self.products)
+            edited = replace(edited, positives=answers, hard_negatives=())
+        self.set(edited)
+
+    def read(self, *, format: str | None = None, model: str | None = None) -> None:
+        """The same query in another format or by another model, by name."""
+        self._search(self.query, format or self.step.format, model or self.step.model)
+
+    def add(self, product: Product, attribute: str | None = None) -> None:
+        """One more condition: share `attribute` with `product`; by default the first that is not asked yet."""
+        asked = {condition.attribute for condition in self.query.conditions}
+        names = [name for name in product.attributes if name not in asked] or [*product.attributes, "style"]
+        self.edit(conditions=(*self.query.conditions, condition_of(attribute or names[0], product)))
+
+    def swap(self, i: int, product: Product) -> None:
+        """Point at another product in the i-th condition (from 0)."""
+        self._exchange(i, condition_of(self.query.conditions[i].attribute, product))
+
+    def move(self, i: int, by: int) -> None:
+        """Ask the i-th condition (from 0) earlier (`by` < 0) or later. Raises IndexError where there is no place."""
+        order = list(range(len(self.query.conditions)))
+        if not (0 <= i < len(order) and 0 <= i + by < len(order)):
+            raise IndexError(
+                f"condition {i} cannot move by {by}: there are {len(order)}, from 0; choose places among them"
+            )
+        order.insert(i + by, order.pop(i))
+        self.set(self.query.reordered(order))
+
+    def remove(self, i: int) -> None:
+        """Leave the i-th condition (from 0) out."""
+        self.edit(conditions=self.query.conditions[:i] + self.query.conditions[i + 1 :])
+
+    def undo(self) -> None:
+        """Back to the step this one came from, its format and model too. The history keeps both."""
+        if self.step.parent is None:
+            return self.message.say("this is the first query: nothing to undo")
+        self.at = self.step.parent
+        self._show(self.hits.gallery(self.pinned))
+
+    def pin(self) -> None:
+        """Keep this ranking: from now on every hit says how far it has moved against it."""
+        self._compare({hit.product.id: hit.rank for hit in self.step.ranking})
+
+    def unpin(self) -> None:
+        self._compare(None)
+
+    def _compare(self, ranks: Mapping[str, int] | None) -> None:
+        self.pinned = ranks
+        self.pin_button.description = "Unpin" if ranks else "Pin"
+        self._show(self.hits.gallery(ranks))
+
+    def _exchange(self, i: int, condition: Condition) -> None:
+        self.edit(conditions=(*self.query.conditions[:i], condition, *self.query.conditions[i + 1 :]))
+
+    def _search(self, query: Query, format: str, model: str) -> None:
+        started = perf_counter()
+        found = replace(self.indexes[model], format=self.formats[format]).search(query, max(self.k, DEPTH))
+        gallery = replace(found, hits=found.hits[: self.k]).gallery(self.pinned)
+        parent = self.at if self.steps else None
+        self.steps.append(Step(query, format, model, found, parent, perf_counter() - started))
+        self.at = len(self.steps) - 1  # only now: what fails above leaves all as it was
+        self._show(gallery)
+
+    # What the reader sees
+
+    def _build(self) -> None:
+        def dropdown(options, description: str, width: str) -> widgets.Dropdown:
+            return widgets.Dropdown(
+                options=options, description=description, style=LABELLED, layout={"width": width}
+            )
+
+        self.class_name = dropdown(self.classes, "Find a", "200px")
+        self.text = widgets.Text(description="and say", placeholder=" with a chain strap.", continuous_update=False,
+                                 style=LABELLED, layout={"width": "300px"})  # fmt: skip
+        self.language = dropdown(LANGUAGES, "Language", "130px")
+        self.format = dropdown(list(self.formats), "Format", "150px")
+        self.model = dropdown(list(self.indexes), "Model", "220px")
+        self.pin_button = self._button("Pin", "Keep this ranking, and show how the next ones differ",
+                                       lambda: self.unpin() if self.pinned else self.pin())  # fmt: skip
+        buttons = [
+            self._button("+ condition", "Choose a product to point at", self._ask),
+            self._button("Undo", "Back to the step before", self.undo),
+            self.pin_button,
+            self._button("Copy as Python", "Show the line that makes this query", self._show_python),
+        ]
+        self.controls = (wrapped(self.class_name, self.text, self.language, self.format, self.model), wrapped(*buttons))  # fmt: skip
+        self.rows, self.message, self.gallery = widgets.VBox(), Message(), widgets.HTML()
+        self.picker = Picker(self.products, lambda product: self._attempt(lambda: self._use(product)), self.message)  # fmt: skip
+        self.code = widgets.Textarea(description="Python", layout={"display": "none", "width": "98%"})
+        self._when(self.class_name, lambda value: self.edit(class_name=value))
+        self._when(self.text, lambda value: self.edit(text=value))
+        self._when(self.language, lambda value: self.edit(language=value))
+        self._when(self.format, lambda value: self.read(format=value))
+        self._when(self.model, lambda value: self.read(model=value))
+
+    def _when(self, control: widgets.Widget, action: Callable[[str], None]) -> None:
+        """Run an action when the reader changes a control, not when the bench itself does."""
+
+        def changed(change) -> None:
+            if not self._quiet:
+                self._attempt(lambda: action(change["new"]))
+
+        control.observe(changed, "value")
+
+    def _attempt(self, action: Callable[[], None]) -> None:
+        """Run an action; after an error the controls say again what is shown."""
+        if not self.message.attempt(action):
+            self._sync()
+
+    def _button(self, label: str, help: str, action: Callable[[], None], width: str = "auto"):
+        return button(label, help, lambda: self._attempt(action), width)
+
+    def _show(self, gallery: str) -> None:
+        self._sync()
+        self.gallery.value = gallery
+        query, step = self.query, self.step
+        known = f"{len(query.positives)} right answers in the pool" if query.positives else "right answers unknown"  # fmt: skip
+        said = [f"{len(query.conditions)} conditions", known, f"{1000 * step.seconds:.0f} ms"]
+        if self.pinned:
+            stay = sum(self.pinned.get(hit.product.id, DEPTH) <= self.k for hit in self.hits)
+            said.append(f"{stay} of the {self.k} pinned hits are here")
+        self.message.say(" · ".join(said))
+
+    def _sync(self) -> None:
+        """The controls as the step has them. Rows are kept, so that a button pressed by keyboard keeps the focus."""
+        step, query = self.step, self.query
+        self._quiet = True
+        try:
+            if query.class_name in self.classes:
+                self.class_name.value = query.class_name
+            self.text.value, self.language.value = query.text, query.language
+            self.format.value, self.model.value = step.format, step.model
+            rows = self.rows.children[: len(query.conditions)]
+            rows += tuple(_Row(self, i) for i in range(len(rows), len(query.conditions)))
+            self.rows.children = rows
+            for row, condition in zip(rows, query.conditions, strict=True):
+                row.show(condition)
+        finally:
+            self._quiet = False
+        self.code.value = as_python(query)
+
+    def _show_python(self) -> None:
+        hidden = self.code.layout.display == "none"
+        self.code.layout.display = "flex" if hidden else "none"
+
+    def _ask(self, i: int | None = None) -> None:
+        """Open the picker, for a new condition or another reference of the i-th."""
+        self._swapping = i
+        self.picker.ask("Point at a product" if i is None else f"Point at another product in condition {i + 1}")  # fmt: skip
+
+    def _use(self, product: Product) -> None:
+        self.picker.close_up()
+        if self._swapping is None:
+            self.add(product)
+        else:
+            self.swap(self._swapping, product)
+
+
+class _Row(widgets.HBox):
+    """One condition: what it asks for, its reference, and what can be done with it."""
+
+    def __init__(self, bench: QueryBench, i: int):
+        self.bench, self.i = bench, i
+        self.attribute = widgets.Dropdown(
+            description=f"{i + 1}. the same", style=LABELLED, layout={"width": "230px"}
+        )
+        self.picture, self.title = widgets.HTML(), widgets.HTML(layout={"width": "300px"})
+        name = f"condition {i + 1}"
+        self.up = bench._button("↑ up", f"Ask {name} earlier", lambda: bench.move(i, -1), "72px")
+        self.down = bench._button("↓ down", f"Ask {name} later", lambda: bench.move(i, 1), "72px")
+        swap = bench._button("swap", f"Point at another product in {name}", lambda: bench._ask(i), "72px")
+        remove = bench._button("remove", f"Leave {name} out", lambda: bench.remove(i), "80px")
+        bench._when(self.attribute, self._ask_for)
+        layout = {"align_items": "center", "grid_gap": "6px", "flex_flow": "row wrap"}
+        super().__init__([self.attribute, self.picture, self.title, self.up, self.down, swap, remove], layout=layout)  # fmt: skip
+
+    def show(self, condition: Condition) -> None:
+        product = condition.product
+        self.attribute.options = list(dict.fromkeys([condition.attribute, *product.attributes]))
+        self.attribute.value = condition.attribute
+        self.picture.value = html.picture(product.thumbnail(112), 56, product.title, inline=True)
+        self.title.value = f'<div style="{html.FRAME};line-height:1.3">{escape(product.title)}<br>{html.grey(condition.value)}</div>'
+        self.up.disabled = self.i == 0
+        self.down.disabled = self.i == len(self.bench.query.conditions) - 1
+
+    def _ask_for(self, attribute: str) -> None:
+        product = self.bench.query.conditions[self.i].product
+        self.bench._exchange(self.i, condition_of(attribute, product))

@@ -1,0 +1,148 @@
+"""A real browser runs notebook 05 in JupyterLab: the bench, the map and the lasso do what they say, without an error.
+
+Screenshots stay under build/screenshots.
+"""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import jupytext
+import nbformat
+import pytest
+
+from tests.test_notebooks import with_parameters
+
+CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
+pytestmark = pytest.mark.skipif(
+    not Path(CHROMIUM).exists(), reason="needs Debian's chromium: apt-get install chromium fonts-noto-core"
+)
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+             "--disable-component-update", "--disable-sync", "--enable-unsafe-swiftshader"]  # fmt: skip
+SHOTS = Path("build/screenshots")
+READY = """() => { const session = window.jupyterapp.shell.currentWidget?.sessionContext;
+                   return session?.isReady && session.session?.kernel?.status === 'idle'; }"""
+SMALL = {"MODELS": ["mini", "mini-base"], "POOL": 300, "MAPPED": 150}
+TOKEN = "a-token-for-the-test"
+NAME = "05_retrieval_neighbourhoods"
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    """JupyterLab on a free port, behind a token, with the workbench's own settings and a copy of the notebook."""
+    folder = tmp_path_factory.mktemp("lab")
+    settings = folder / "settings"
+    settings.mkdir()
+    shutil.copy("notebooks/overrides.json", settings)
+    notebook = with_parameters(jupytext.read(f"notebooks/{NAME}.py"), SMALL)
+    nbformat.write(notebook, folder / f"{NAME}.ipynb")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}",
+               "--ServerApp.port_retries=0", f"--IdentityProvider.token={TOKEN}", f"--ServerApp.root_dir={folder}",
+               f"--LabApp.app_settings_dir={settings}", f"--LabApp.user_settings_dir={folder / 'user'}",
+               f"--LabApp.workspaces_dir={folder / 'workspaces'}", "--LabApp.expose_app_in_browser=True"]  # fmt: skip
+    with (folder / "server.log").open("w") as log:
+        environment = os.environ | {"TQDM_DISABLE": "1"}
+        process = subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+        )
+    try:
+        url = f"http://127.0.0.1:{port}"
+        for _ in range(120):
+            try:
+                urllib.request.urlopen(f"{url}/api/status?token={TOKEN}", timeout=5)
+                break
+            except OSError:
+                time.sleep(1)
+        else:
+            pytest.fail((folder / "server.log").read_text()[-2000:])
+        yield f"{url}/lab/tree/{NAME}.ipynb?token={TOKEN}"
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(30)
+
+
+@pytest.fixture(scope="module")
+def page(address):
+    """The notebook with all cells run; `page.problems` collects what the browser's console calls an error."""
+    from playwright.sync_api import sync_playwright
+
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        page = browser.new_page(viewport={"width": 1400, "height": 1000})
+        page.set_default_timeout(60_000)
+        page.problems = []
+        page.on("pageerror", lambda error: page.problems.append(str(error)))
+        page.goto(address)
+        page.locator(".jp-Notebook .jp-CodeCell").first.wait_for(timeout=180_000)
+        page.wait_for_function(READY, timeout=180_000)
+        page.evaluate("async () => { await window.jupyterapp.commands.execute('notebook:run-all-cells'); }")
+        yield page
+        browser.close()
+
+
+def no_error_is_shown(page):
+    assert page.locator('[role="alert"]').all_inner_texts() == []
+    assert page.locator('.jp-RenderedText[data-mime-type*="stderr"]').all_inner_texts() == []
+    assert page.locator('[data-mime-type="application/vnd.jupyter.error"]').count() == 0
+    assert page.problems == []
+
+
+def test_a_query_is_built_reordered_and_compared_with_the_pinned_one(page):
+    bench = page.locator(".widget-vbox", has=page.get_by_role("button", name="+ condition")).first
+    gallery = bench.locator(".widget-html").last
+    bench.scroll_into_view_if_needed()
+    page.screenshot(path=SHOTS / "bench.png")
+    first = gallery.inner_html()
+    bench.get_by_role("button", name="+ condition").click()
+    bench.get_by_role("button", name="Use").first.click()
+    page.wait_for_function("([e, old]) => e.innerHTML !== old", arg=[gallery.element_handle(), first])
+    bench.get_by_text("4 conditions").wait_for()
+    bench.get_by_role("button", name="Pin", exact=True).click()
+    page.wait_for_function("e => /\\d =/.test(e.innerText)", arg=gallery.element_handle())
+    second = gallery.inner_html()
+    bench.get_by_role("button", name="↓ down").first.click()
+    page.wait_for_function("([e, old]) => e.innerHTML !== old", arg=[gallery.element_handle(), second])
+    assert re.search(r"▲\d|▼\d|new", gallery.inner_text())
+    gallery.scroll_into_view_if_needed()
+    page.screenshot(path=SHOTS / "bench-pinned.png")
+    no_error_is_shown(page)
+
+
+def test_a_lasso_on_the_map_fills_the_gallery(page):
+    plot = page.locator(".js-plotly-plot", has=page.locator(".gl-canvas")).first
+    plot.scroll_into_view_if_needed()
+    drag = plot.locator(".nsewdrag").first
+    before = plot.screenshot(path=SHOTS / "map.png")
+    colours = page.evaluate(
+        """e => { const found = new Set(); for (const canvas of e.querySelectorAll('canvas')) {
+             const copy = document.createElement('canvas'); copy.width = canvas.width; copy.height = canvas.height;
+             if (!canvas.width) continue; const c = copy.getContext('2d'); c.drawImage(canvas, 0, 0);
+             const data = c.getImageData(0, 0, copy.width, copy.height).data;
+             for (let i = 0; i < data.length; i += 4) if (data[i + 3]) found.add(data[i] + ',' + data[i + 1] + ',' + data[i + 2]); }
+             return found.size; }""",
+        plot.element_handle(),
+    )
+    assert colours > 3, "the WebGL canvas is blank"
+    box = drag.bounding_box()
+    corners = [(0.05, 0.05), (0.95, 0.05), (0.95, 0.95), (0.05, 0.95), (0.05, 0.06)]
+    path = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in corners]
+    page.mouse.move(*path[0])
+    page.mouse.down()
+    for x, y in path[1:]:
+        page.mouse.move(x, y, steps=12)
+    page.mouse.up()
+    page.get_by_text(re.compile(r"^\d+ chosen, the first 24 shown")).first.wait_for()
+    page.screenshot(path=SHOTS / "map-lasso.png")
+    assert plot.screenshot() != before
+    no_error_is_shown(page)

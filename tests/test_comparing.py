@@ -1,0 +1,89 @@
+"""Comparisons are paired, and embeddings made by hand are judged as a model's own."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from coral_lab import Condition, Product, Query, encode, evaluate, index
+from coral_lab.comparing import compare, conditions_met, first_hits, judged, pool_for
+from coral_lab.metrics import paired_difference
+
+
+@pytest.fixture(scope="module")
+def query(shop):
+    return next(q for q in shop.queries if len(q.conditions) == 3)
+
+
+@pytest.fixture(scope="module")
+def pool(random_model, shop, query):
+    products = {
+        p.id: p for p in (*shop.products[:60], *map(shop.product, sorted(query.positives)), *query.references)
+    }
+    return index(random_model, list(products.values()), store="")
+
+
+def test_comparing_is_a_paired_test_on_the_same_queries():
+    ranks = {"as asked": [1, 1, 2, 0, 3, 1], "other": [1, 2, 5, 0, 1, 9], "third": [1, 1, 2, 0, 3, 1]}
+    table = pd.DataFrame(
+        [
+            {"query": f"q{i}", "edit": name, "rank": r}
+            for name, own in ranks.items()
+            for i, r in enumerate(own)
+        ]
+    )
+    found = compare(table, "edit", "as asked")
+    expected = paired_difference(np.array([1.0, 0, 0, 0, 1, 0]), np.array([1.0, 1, 0, 0, 0, 1]))
+    assert list(found.index) == ["other", "third"]
+    row = found.loc["other"]
+    assert (row["R@1"], row["difference"], row["p"]) == (2 / 6, pytest.approx(-1 / 6), expected.p)
+    assert row["p (Holm)"] == min(1, 2 * expected.p)
+    assert (row["ranks"], row["worse"]) == (0.5, 0.5)  # shifts 0, 1, 3, 0, -2, 8
+    with pytest.raises(ValueError, match="need the same queries"):
+        compare(table[:-1], "edit", "as asked")
+    with pytest.raises(ValueError, match="baseline 'nothing'"):
+        compare(table, "edit", "nothing")
+
+
+def test_embeddings_made_by_hand_are_judged_as_a_model_s_own(pool, query):
+    queries = [query, query.edited(id="again", text=" in red.")]
+    rows = encode(pool.model, queries, store="")
+    expected = evaluate(pool.model, queries, pool, k=50, store="")
+    found = judged(pool, queries, 7 * rows, k=50)  # whatever their length
+    np.testing.assert_array_equal(found.rows, expected.rows)
+    assert found.metrics == expected.metrics
+
+
+def test_a_smaller_pool_has_all_answers_and_the_dataset_s_order(shop):
+    queries = shop.queries[:3]
+    answers = {id for query in queries for id in query.positives}
+    found = [product.id for product in pool_for(shop, queries, len(answers) + 5)]
+    assert answers <= set(found)
+    assert len(found) == len(answers) + 5
+    assert found == [product.id for product in shop.products if product.id in set(found)]
+    assert {product.id for product in pool_for(shop, queries, 0)} == answers
+
+
+def test_first_hits_are_the_best_rows(pool, query):
+    (found,) = first_hits(evaluate(pool.model, [query], pool, store=""))
+    assert found == pool.search(query, 1)[0].product
+    alone = judged(
+        index(pool.model, query.references, store=""), [query], np.ones((1, pool.model.dim), np.float32)
+    )
+    with pytest.raises(ValueError, match="nothing but its own references"):
+        first_hits(alone)
+
+
+def test_conditions_met_by_hand():
+    red, plain = Product("r", attributes={"color": ("red",)}), Product("p", attributes={"color": ("blue",)})
+    query = Query(
+        "q", "bag", (Condition("color", red, "red"), Condition("product style", plain, "as product image"))
+    )
+    table = conditions_met([query, query], [red, plain])
+    assert list(table["place"]) == [0, 1, 0, 1]
+    assert list(table["attribute"])[:2] == ["color", "product style"]
+    assert list(table["met"])[::2] == [1, 0]
+    assert all(math.isnan(met) for met in table["met"][1::2])
+    with pytest.raises(ValueError, match="zip"):
+        conditions_met([query], [])
