@@ -30,6 +30,7 @@ notebooks: .venv/ready
 	$(RUN) jupytext --to ipynb notebooks/[0-9]*.py
 	TQDM_DISABLE=1 HF_HUB_DISABLE_PROGRESS_BARS=1 PLOTLY_RENDERER=plotly_mimetype+png $(RUN) nbconvert --to notebook --execute --inplace \
 	  --ExecutePreprocessor.store_widget_state=False notebooks/[0-9]*.ipynb
+	.venv/bin/python notebooks/shrink.py notebooks/[0-9]*.ipynb
 	$(RUN) nbconvert --to html --output-dir build/notebooks notebooks/[0-9]*.ipynb
 
 # Side-by-side timings and memory, some minutes on an idle machine
