@@ -55,7 +55,9 @@ def test_known_hard_negatives_come_first(shop):
     for make in (plain_pairs(shop, 2), mini_pairs(shop, 2)):
         for seed in range(5):
             pair = make(query, Random(seed))
-            hard = set(query.hard_negatives) - set(pair.query.positives) - {p.id for p in pair.query.references}
+            hard = (
+                set(query.hard_negatives) - set(pair.query.positives) - {p.id for p in pair.query.references}
+            )
             assert len({p.id for p in pair.negatives} & hard) == min(2, len(hard))
 
 
