@@ -39,7 +39,7 @@ bench: .venv/ready
 	.venv/bin/python benchmarks/objective.py memory
 	.venv/bin/python benchmarks/store.py
 	.venv/bin/python benchmarks/probe.py
-	.venv/bin/python benchmarks/bench_widget.py
+	.venv/bin/python benchmarks/widget.py
 
 # Trains coral-mini again, about three hours on two cores; goes on where it was stopped.
 mini: .venv/ready

@@ -1,6 +1,6 @@
 """How long the query bench takes from an edit to its gallery, on the catalogue of 3,000 products.
 
-python benchmarks/bench_widget.py        the target is 300 ms; half a minute on an idle machine
+python benchmarks/widget.py        the target is 300 ms; half a minute on an idle machine
 """
 
 import statistics
