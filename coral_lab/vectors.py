@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-# Lance reads up to 2 GB of a scan ahead; at this much a search is as fast, in less than 1.5 times the vectors' size.
+# By default Lance reads so far ahead that a search takes more than twice the vectors' memory; this much is as fast
+# (benchmarks/store.py).
 os.environ.setdefault("LANCE_DEFAULT_IO_BUFFER_SIZE", str(32 * 2**20))
 os.environ.setdefault("LANCE_IO_THREADS", "2")
 
