@@ -62,6 +62,7 @@ def loss_ablation(
     finished = set(zip(done["arm"], done["seed"], strict=True))
     cells = [(arm, seed) for seed in range(seeds) for arm in arms if (arm, seed) not in finished]
     shop = catalogue("mini", "train")
+    made_with = provenance()  # the code as it is now, whatever is edited while it runs
     pixels = None
     for arm, seed in tqdm(cells, desc="loss ablation", unit="cell", disable=not cells):
         started = time.perf_counter()
@@ -90,7 +91,7 @@ def loss_ablation(
         row |= {
             "seconds": round(time.perf_counter() - started),
             "coral": str(asdict(arms[arm])),
-            **provenance(),
+            **made_with,
         }
         done = pd.concat([done, pd.DataFrame([row])], ignore_index=True)
         done.to_csv(table, index=False)
