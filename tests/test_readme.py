@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 import coral_lab as cl
+from coral_lab.experiments import compare
 
 README = Path("README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -61,3 +62,16 @@ def test_attribute_figures_are_those_measured(source):
 def test_files_it_names_exist():
     for name in re.findall(r"\]\(([^)h][^)]*)\)", README):
         assert Path(name).exists(), name
+
+
+def test_the_ablation_s_figures_are_those_of_its_ranks():
+    text = " ".join(
+        Path("data/README.md").read_text(encoding="utf-8").partition("## The loss ablation")[2].split()
+    )
+    table = compare(pd.read_csv("data/results/loss-ablation-ranks.csv", index_col="query")).set_index("arm")
+    names = {"vision": "vision", "language": "language", "coral": "both", "reg only": "L_reg only", "rec only": "L_rec only"}  # fmt: skip
+    for arm, name in names.items():
+        assert f"{name} {table.loc[arm, 'difference']:.3f}" in text, arm
+    low, high = table.loc["coral", ["low", "high"]]
+    assert f"[{low:.3f}, {high:.3f}]" in text
+    assert f"no p is below {table['p (Holm)'].min():.2f}" in text
