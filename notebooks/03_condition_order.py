@@ -264,24 +264,25 @@ print(
 changing = {query.id: query for query in queries if query.id in changes.index[:2]}
 changing[changes.index[0]]
 
+
 # %%
-flips = table[table["query"] == changes.index[0]]
-captions = [
-    f"{order} ✓" if rank == 1 else f"{order} ✗"
-    for order, rank in zip(flips["edit"], flips["rank"], strict=True)
-]
-Gallery([shop.product(id) for id in flips["first"]], captions, size=96)
+def first_hits(id: str) -> Gallery:
+    """The first hit of a query in each of its orders."""
+    flips = table[table["query"] == id]
+    captions = [
+        f"{order} ✓" if rank == 1 else f"{order} ✗"
+        for order, rank in zip(flips["edit"], flips["rank"], strict=True)
+    ]
+    return Gallery([shop.product(id) for id in flips["first"]], captions, size=96)
+
+
+first_hits(changes.index[0])
 
 # %%
 changing[changes.index[1]]
 
 # %%
-flips = table[table["query"] == changes.index[1]]
-captions = [
-    f"{order} ✓" if rank == 1 else f"{order} ✗"
-    for order, rank in zip(flips["edit"], flips["rank"], strict=True)
-]
-Gallery([shop.product(id) for id in flips["first"]], captions, size=96)
+first_hits(changes.index[1])
 
 # %% [markdown]
 # ## Summary
