@@ -12,6 +12,7 @@ from coral_lab.errors import WorkbenchError
 
 CONFIG = {"steps": int, "learning_rate": float, "seed": int, "warmup": int, "evaluate_every": int,
           "checkpoint_every": int, "accumulate": int, "precision": str}  # fmt: skip
+TRAINED, ASKED = ("loss-ablation", "methods", "ood"), ("formats", "conditions", "mistakes")
 CORAL = ("lambda1", "lambda2", "vision", "language", "mask_rate", "temperature")
 
 
@@ -78,11 +79,18 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--lora", type=_positive, metavar="RANK", help="train adapters of this rank only")
     train.add_argument("--device", help="cuda, mps or cpu; the best one there is by default")
 
-    experiment = commands.add_parser("experiment", help="many training runs, each run once and kept")
+    experiment = commands.add_parser(
+        "experiment", help="measure what the findings rest on; each cell once, kept in data/results"
+    )
     experiment.set_defaults(command=_experiment)
-    experiment.add_argument("name", choices=["loss-ablation"])
-    experiment.add_argument("--seeds", type=_positive, default=3)
-    experiment.add_argument("--steps", type=_positive, default=200)
+    experiment.add_argument("name", choices=[*TRAINED, *ASKED])
+    experiment.add_argument("--seeds", type=_positive, default=3, help="of what is trained")
+    experiment.add_argument("--steps", type=_positive, default=100, help="of what is trained")
+    experiment.add_argument(
+        "--models", nargs="+", metavar="MODEL", help="checkpoints to ask; the three shipped"
+    )
+    experiment.add_argument("--data", default="mini", help="for what is only asked; see evaluate")
+    experiment.add_argument("--limit", type=_positive, help="only the first so many queries; likewise")
     experiment.add_argument("--out", type=Path, help="where the results are kept; data/results by default")
 
     data = commands.add_parser("data", help="write MERIT-mini in MERIT's file formats")
@@ -246,13 +254,20 @@ def _train(options) -> None:
 
 
 def _experiment(options) -> None:
-    import pandas as pd
-
-    from coral_lab.experiments import RESULTS, compare, loss_ablation
+    from coral_lab import trials
+    from coral_lab.experiments import RESULTS, compare, read
 
     out = options.out or RESULTS
-    loss_ablation(options.seeds, options.steps, out=out)
-    table = compare(pd.read_csv(out / "loss-ablation-ranks.csv", index_col="query"))
+    if options.name in TRAINED:
+        table = trials.train_and_measure(options.name, options.seeds, options.steps, out=out)
+    else:
+        options.split, options.offline, options.on_error = "test", False, "raise"
+        shop = _data_of(options)
+        shop = replace(shop, queries=shop.queries[: options.limit])
+        models = options.models or trials.CHECKPOINTS
+        table = trials.ASKED[options.name](shop, models, data=options.data, out=out)
+    if options.name == "loss-ablation":
+        table = compare(read(out / "loss-ablation-ranks.csv", "query"))
     print(table.round(4).to_string(index=False))
 
 

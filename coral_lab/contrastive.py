@@ -17,7 +17,7 @@ from torch import Tensor
 from coral_lab import parallel
 from coral_lab.coral import Content, Coral, Decoders, content, reconstructions, token_embeddings
 from coral_lab.inputs import Moves, Prompt, Vision, draw_moves, last_states, pool, prompt, see
-from coral_lab.interleaved import Product, Query
+from coral_lab.interleaved import Format, Product, Query
 from coral_lab.losses import info_nce
 from coral_lab.models import Model
 from coral_lab.training import Objective, Step
@@ -63,8 +63,14 @@ class Batch:
                      self.moves)  # fmt: skip
 
 
-def make_batch(model: Model, pairs: Sequence[Pair], longest: int = 0, augmented: bool = False) -> Batch:
-    """The pairs' prompts; random numbers for `longest` tokens a positive are torch's own.
+def make_batch(
+    model: Model,
+    pairs: Sequence[Pair],
+    longest: int = 0,
+    augmented: bool = False,
+    format: str | Format = "seq",
+) -> Batch:
+    """The pairs' prompts, queries in `format`; random numbers for `longest` tokens a positive are torch's own.
 
     Raises ValueError if some queries have more negatives than others.
     """
@@ -74,7 +80,7 @@ def make_batch(model: Model, pairs: Sequence[Pair], longest: int = 0, augmented:
     candidates = [pair.positive for pair in pairs] + [product for pair in pairs for product in pair.negatives]
     right = [{*pair.query.positives, pair.positive.id} for pair in pairs]
     known = torch.tensor([[product.id in ids for product in candidates] for ids in right])
-    queries = tuple(prompt(model, pair.query) for pair in pairs)
+    queries = tuple(prompt(model, pair.query, format) for pair in pairs)
     prompts = tuple(prompt(model, product) for product in candidates)
     moves = draw_moves(queries + prompts) if augmented else None
     draws = torch.rand(len(pairs), longest)
@@ -191,11 +197,12 @@ def contrastive_objective(
     chunk: int | None = None,
     augmented: bool = False,
     autocast: Callable = nullcontext,
+    format: str | Format = "seq",
 ) -> Objective:
     """What `train` calls at each step: the pairs of that step, their losses and gradients."""
 
     def objective(step: int) -> Step:
-        batch = make_batch(model, pairs(step), decoders.longest if coral.weights else 0, augmented)
+        batch = make_batch(model, pairs(step), decoders.longest if coral.weights else 0, augmented, format)
         return Step(gradients(model, decoders, batch, coral, chunk, autocast), batch.prompts)
 
     return objective

@@ -23,15 +23,15 @@ CLOSE = 0.75  # share of batches from two classes, reached half-way through the 
 MakePair = Callable[[Query, Random], Pair]
 
 
-def translated(product: Product, rng: Random) -> Product:
-    """The product, at times with its title in another language."""
-    return retitle(product, rng.choice(LANGUAGES)) if rng.random() < TRANSLATED else product
+def translated(product: Product, rng: Random, languages: Sequence[str] = LANGUAGES) -> Product:
+    """The product, at times with its title in another of these languages."""
+    return retitle(product, rng.choice(languages)) if rng.random() < TRANSLATED else product
 
 
-def varied(query: Query, rng: Random) -> Query:
+def varied(query: Query, rng: Random, languages: Sequence[str] = LANGUAGES) -> Query:
     """The query with some titles and at times its instruction in another language: the same question."""
-    conditions = tuple(replace(c, product=translated(c.product, rng)) for c in query.conditions)
-    language = rng.choice(LANGUAGES[1:]) if rng.random() < FOREIGN else query.language
+    conditions = tuple(replace(c, product=translated(c.product, rng, languages)) for c in query.conditions)
+    language = rng.choice(languages[1:]) if rng.random() < FOREIGN else query.language
     return replace(query, conditions=conditions, language=language)
 
 
@@ -57,8 +57,11 @@ def plain_pairs(shop: Dataset, negatives: int = 0) -> MakePair:
     return make
 
 
-def mini_pairs(shop: Dataset, negatives: int = 0) -> MakePair:
-    """MERIT-mini's queries in other words and cut to fewer conditions, with positives that show what is wanted."""
+def mini_pairs(shop: Dataset, negatives: int = 0, languages: Sequence[str] = LANGUAGES) -> MakePair:
+    """MERIT-mini's queries in other words and cut to fewer conditions, with positives that show what is wanted.
+
+    Words are put in `languages` only, English first.
+    """
     having, by_class = defaultdict(set), defaultdict(list)
     for product in shop.products:
         by_class[product.class_name].append(product)
@@ -73,9 +76,11 @@ def mini_pairs(shop: Dataset, negatives: int = 0) -> MakePair:
         right = sorted(meeting - {product.id for product in query.references})
         query = replace(query, positives=tuple(right))
         showing = [id for id in right if wanted.keys() <= shown(shop.by_id[id])]
-        positive = translated(shop.by_id[rng.choice(showing or right)], rng)
+        positive = translated(shop.by_id[rng.choice(showing or right)], rng, languages)
         hard = _negatives(query, by_class, shop, negatives, rng)
-        return Pair(varied(query, rng), positive, tuple(translated(product, rng) for product in hard))
+        return Pair(
+            varied(query, rng, languages), positive, tuple(translated(p, rng, languages) for p in hard)
+        )
 
     return make
 

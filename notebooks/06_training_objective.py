@@ -40,7 +40,7 @@ import torch
 import coral_lab as cl
 from coral_lab.contrastive import contrastive_objective, gradients, make_batch
 from coral_lab.coral import Coral, decoders, load_decoders
-from coral_lab.experiments import ARMS, compare
+from coral_lab.experiments import compare, read
 from coral_lab.losses import info_nce, masked_language_modelling, vision_reconstruction
 from coral_lab.metrics import paired_difference
 from coral_lab.models import DATA, SHIPPED
@@ -48,6 +48,7 @@ from coral_lab.pairs import mini_pairs, pair_sampler
 from coral_lab.plots import curves
 from coral_lab.rebuilding import rebuild
 from coral_lab.training import TrainConfig, train
+from coral_lab.trials import ARMS
 from coral_lab.widgets import LivePlot
 
 # %% [markdown]
@@ -236,19 +237,17 @@ published[published["method"].str.contains("ontrastive|Coral|CORAL")][["method",
 # made the files read here). **Prediction.** Which is worth more, rebuilding from the query or from the target itself?
 
 # %%
-cells = pd.read_csv(DATA / "results" / "loss-ablation.csv")
+cells = read(DATA / "results" / "loss-ablation.csv")
 steps, batch, queries = cells.iloc[0][["steps", "batch_size", "queries"]]
 print(f"{cells['seed'].nunique()} seeds, {steps} steps of {batch} pairs, {queries:,} test queries")
-cells.pivot(index="arm", columns="seed", values="R@1").reindex(list(ARMS)).round(3)
+cells.pivot(index="arm", columns="seed", values="R@1").reindex(list(ARMS["loss-ablation"])).round(3)
 
 # %% [markdown]
 # Each against contrastive alone, on the same queries and seeds: a paired permutation test over queries, p-values corrected
 # for being five (Holm).
 
 # %%
-ablation = compare(pd.read_csv(DATA / "results" / "loss-ablation-ranks.csv", index_col="query")).set_index(
-    "arm"
-)
+ablation = compare(read(DATA / "results" / "loss-ablation-ranks.csv", "query")).set_index("arm")
 ablation.round(3)
 
 # %%

@@ -4,36 +4,65 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from coral_lab.coral import CONTRASTIVE, Coral
-from coral_lab.experiments import ARMS, compare, loss_ablation
+from coral_lab import experiments
+from coral_lab.experiments import Cell, Measured, compare, hits_of, read, run
 from coral_lab.metrics import holm
 
-
-def test_the_arms_differ_by_the_terms_they_name():
-    on = {arm: set(coral.weights) for arm, coral in ARMS.items()}
-    assert on["contrastive"] == set()
-    assert on["coral"] == {"reg vision", "reg language", "rec vision", "rec language"}
-    assert on["vision"] | on["language"] == on["coral"] == on["reg only"] | on["rec only"]
-    assert not on["vision"] & on["language"]
-    assert not on["reg only"] & on["rec only"]
+RANKS = pd.Series([1, -1], pd.Index(["a", "b"], name="query"))
+ROWS = pd.DataFrame({"query": ["a", "a"], "kept": [1, 0]})
 
 
-def test_a_cell_is_run_once_and_kept(random_folder, tmp_path, monkeypatch):
-    arms = {"contrastive": CONTRASTIVE, "coral": Coral()}
-    settings = {"steps": 1, "batch_size": 4, "queries": 5, "start": str(random_folder), "arms": arms}
-    places = {"out": tmp_path / "results", "work": tmp_path / "work"}
-    first = loss_ablation(1, **settings, **places)
-    assert first["arm"].tolist() == ["contrastive", "coral"]
-    assert first["R@10"].between(0, 1).all()
-    assert first["commit"].str.len().gt(0).all()
-    monkeypatch.setattr("coral_lab.experiments._train", lambda *_: pytest.fail("trained again"))
-    again = loss_ablation(1, **settings, **places)
-    pd.testing.assert_frame_equal(first, again, check_dtype=False)
-    with pytest.raises(ValueError, match="has cells of"):
-        loss_ablation(1, **settings | {"steps": 2}, **places)
-    ranks = pd.read_csv(places["out"] / "loss-ablation-ranks.csv", index_col="query")
-    assert list(ranks) == ["contrastive 0", "coral 0"]
-    assert len(ranks) == 5
+def cells(asked: list, arms=("one", "two")) -> list[Cell]:
+    def measure(arm: str) -> Measured:
+        asked.append(arm)
+        return Measured({"R@1": 0.5}, RANKS, ROWS)
+
+    return [Cell(arm, 0, lambda arm=arm: measure(arm)) for arm in arms]
+
+
+def test_a_cell_is_run_once_and_kept_with_its_command(tmp_path):
+    asked: list = []
+    table = run("trial", cells(asked), {"steps": 3}, "coral-lab experiment trial", tmp_path)
+    again = run(
+        "trial", cells(asked, ("one", "two", "three")), {"steps": 3}, "coral-lab experiment trial", tmp_path
+    )
+    assert asked == ["one", "two", "three"]
+    assert table["arm"].tolist() == ["one", "two"]
+    assert again[["steps", "R@1"]].drop_duplicates().to_numpy().tolist() == [[3, 0.5]]
+    assert table["commit"].str.len().gt(0).all()
+    for file in ("trial.csv", "trial-ranks.csv", "trial-queries.csv"):
+        assert (tmp_path / file).read_text().startswith("# coral-lab experiment trial\n")
+    ranks = read(tmp_path / "trial-ranks.csv", "query")
+    assert ranks.to_dict("list") == {"one 0": [1, -1], "two 0": [1, -1], "three 0": [1, -1]}
+    assert read(tmp_path / "trial-queries.csv")["arm"].tolist() == ["one"] * 2 + ["two"] * 2 + ["three"] * 2
+    with pytest.raises(ValueError, match=r"has cells of {'steps': 3}, not {'steps': 4}; move it"):
+        run("trial", cells(asked), {"steps": 4}, "", tmp_path)
+
+
+def test_a_run_that_was_killed_goes_on(tmp_path):
+    """Killed after a cell's ranks were written and before its row was: the cell is measured again, and stands once."""
+    asked: list = []
+
+    def killed():
+        raise KeyboardInterrupt
+
+    broken = [*cells(asked, ("one",)), Cell("two", 0, killed)]
+    with pytest.raises(KeyboardInterrupt):
+        run("trial", broken, {}, "command", tmp_path)
+    experiments._keep_ranks(tmp_path / "trial-ranks.csv", "two 0", RANKS, "command")
+    experiments._keep_rows(tmp_path / "trial-queries.csv", "two", ROWS, "command")
+    run("trial", cells(asked), {}, "command", tmp_path)
+    assert asked == ["one", "two"]
+    assert list(read(tmp_path / "trial-ranks.csv", "query")) == ["one 0", "two 0"]
+    assert len(read(tmp_path / "trial-queries.csv")) == 4
+
+
+def test_hits_are_by_seed_and_an_arm_that_is_missing_is_named():
+    ranks = pd.DataFrame({"coral 1": [1, 5], "coral 0": [-1, 1], "coral cat 0": [1, 1]})
+    np.testing.assert_array_equal(hits_of(ranks, "coral"), [[0, 1], [1, 0]])
+    np.testing.assert_array_equal(hits_of(ranks, "coral", 5), [[0, 1], [1, 1]])
+    with pytest.raises(ValueError, match="no cell of 'lora' among coral, coral cat; run it first"):
+        hits_of(ranks, "lora")
 
 
 def test_compare_pairs_queries_and_seeds():
@@ -48,6 +77,8 @@ def test_compare_pairs_queries_and_seeds():
     assert np.isnan(table.loc["contrastive", "p (Holm)"])
     with pytest.raises(ValueError, match="no cell of 'contrastive'"):
         compare(ranks[["coral 0"]])
+    with pytest.raises(ValueError, match="coral has 1 seeds and contrastive 2; run as many"):
+        compare(ranks.drop(columns="coral 1"))
 
 
 def test_holm_by_hand():

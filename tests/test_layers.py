@@ -21,6 +21,8 @@ FLOORS = [
     "contrastive encoder lessons",
     "attributes evaluation pairs probing rebuilding store",
     "__init__ ablations bench comparing demo experiments mistakes stages",
+    "trials",
+    "findings",
     "cli contributions",
     "__main__",
 ]

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 import coral_lab as cl
-from coral_lab.experiments import compare
+from coral_lab.experiments import compare, read
 
 README = Path("README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -68,7 +68,7 @@ def test_the_ablation_s_figures_are_those_of_its_ranks():
     text = " ".join(
         Path("data/README.md").read_text(encoding="utf-8").partition("## The loss ablation")[2].split()
     )
-    table = compare(pd.read_csv("data/results/loss-ablation-ranks.csv", index_col="query")).set_index("arm")
+    table = compare(read("data/results/loss-ablation-ranks.csv", "query")).set_index("arm")
     names = {"vision": "vision", "language": "language", "coral": "both", "reg only": "L_reg only", "rec only": "L_rec only"}  # fmt: skip
     for arm, name in names.items():
         assert f"{name} {table.loc[arm, 'difference']:.3f}" in text, arm

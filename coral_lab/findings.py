@@ -1,0 +1,158 @@
+"""The paper's findings beside ours: every figure from a results file, every verdict from the figures.
+
+A finding is `replicated` if our effect goes the paper's way and cannot be chance (p < 0.05 after Holm's correction over
+the whole table); `not replicated` if it surely goes the other way, or if our interval leaves out the published size;
+else `not testable at this scale`: the interval leaves room for the paper's effect and for none.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.stats import binomtest
+
+from coral_lab.catalogue import catalogue
+from coral_lab.experiments import RESULTS, hits_of, read
+from coral_lab.merit_files import out_of_distribution
+from coral_lab.metrics import Estimate, crossed_change, crossed_estimate, estimate, holm, paired_difference
+from coral_lab.models import DATA
+
+PUBLISHED = DATA / "published-findings.csv"
+REPLICATED, NOT_REPLICATED, NOT_TESTABLE = "replicated", "not replicated", "not testable at this scale"
+ATTRIBUTE_ERRORS = ("visual attribute", "textual attribute", "several attributes")
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What we measured, with the p-value of its difference from `null`: no effect, or a finding's bound."""
+
+    ours: Estimate
+    p: float
+    null: float = 0.0
+
+
+def findings(results: Path = RESULTS, published: Path = PUBLISHED) -> pd.DataFrame:
+    """One row a finding: number, finding, measure, published, ours, low, high, p, p (Holm), verdict, why, files, source.
+
+    Raises FileNotFoundError naming the command for a results file that is missing.
+    """
+    table = pd.read_csv(published)
+    effects = [EFFECTS[row.number](results, row.bound) for row in table.itertuples()]
+    corrected = holm(np.array([effect.p for effect in effects]))
+    rows = []
+    for row, effect, p in zip(table.itertuples(), effects, corrected, strict=True):
+        size = None if np.isnan(row.published) or not np.isnan(row.bound) else row.published
+        ours = effect.ours
+        rows.append({"number": row.number, "finding": row.finding, "measure": row.measure, "published": row.published,
+                     "ours": ours.mean, "low": ours.low, "high": ours.high, "p": effect.p, "p (Holm)": p,
+                     "verdict": verdict(effect, p, row.comparison, size), "why": why(effect, p, row.comparison, size),
+                     "files": row.files, "source": row.source})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def verdict(effect: Effect, p: float, comparison: str, published: float | None) -> str:
+    """One of the three, by the rule above. `comparison` is "above" or "below" the null; `p` is corrected."""
+    sign = {"above": 1, "below": -1}[comparison]
+    ours = effect.ours
+    if p < 0.05:
+        return REPLICATED if sign * (ours.mean - effect.null) > 0 else NOT_REPLICATED
+    if published is not None and not ours.low <= published <= ours.high:
+        return NOT_REPLICATED
+    return NOT_TESTABLE
+
+
+def why(effect: Effect, p: float, comparison: str, published: float | None) -> str:
+    """The numbers that the verdict rests on, in one sentence."""
+    ours, null = effect.ours, "no effect" if effect.null == 0 else f"the bound {effect.null:g}"
+    interval = f"[{ours.low:+.3f}, {ours.high:+.3f}]"
+    if p < 0.05:
+        side = "above" if ours.mean > effect.null else "below"
+        way = "as" if side == comparison else "against what"
+        size = (
+            ""
+            if published is None
+            else f"; the published {published:+.3f} is {_where(published, ours)} the interval"
+        )
+        return f"Ours {interval} is {side} {null} (p {p:.3f}), {way} published{size}."
+    if published is None:
+        return f"Ours {interval} is not told from {null} (p {p:.3f}), and no size is published to rule out."
+    return f"Ours {interval} is not told from {null} (p {p:.3f}); the published {published:+.3f} is {_where(published, ours)} it."
+
+
+def _where(published: float, ours: Estimate) -> str:
+    return "in" if ours.low <= published <= ours.high else "outside"
+
+
+def _ranks(results: Path, *names: str) -> pd.DataFrame:
+    """Each query's rank by cell, of several experiments side by side; those they have in common."""
+    return pd.concat([read(_file(results, f"{name}-ranks"), "query") for name in names], axis=1, join="inner")
+
+
+def _file(results: Path, name: str) -> Path:
+    file = results / f"{name}.csv"
+    if not file.is_file():
+        experiment = name.removesuffix("-ranks").removesuffix("-queries")
+        raise FileNotFoundError(f"{file} is missing; `coral-lab experiment {experiment}` makes it")
+    return file
+
+
+def _change(*names: str, arm: str, baseline: str, k: int = 1) -> Callable[[Path, float], Effect]:
+    """Relative change of R@k between two arms on the same queries and seeds."""
+
+    def effect(results: Path, _: float) -> Effect:
+        ranks = _ranks(results, *names)
+        own, base = hits_of(ranks, arm, k), hits_of(ranks, baseline, k)
+        return Effect(crossed_change(own, base), paired_difference(own.mean(1), base.mean(1)).p)
+
+    return effect
+
+
+def _held_back(kind: str) -> Callable[[Path, float], Effect]:
+    """Trained without it against trained with it, on the test queries that ask for it."""
+
+    def effect(results: Path, _: float) -> Effect:
+        asked = [query.id for query in out_of_distribution(catalogue("mini"), kind).queries]
+        ranks = _ranks(results, "ood").loc[asked]
+        own, base = hits_of(ranks, f"{kind} held back"), hits_of(ranks, f"{kind} control")
+        return Effect(crossed_change(own, base), paired_difference(own.mean(1), base.mean(1)).p)
+
+    return effect
+
+
+def _near_zero(results: Path, bound: float) -> Effect:
+    return _share(hits_of(_ranks(results, "formats"), "mini-base seq")[:, 0], bound)
+
+
+def _attribute_errors(results: Path, bound: float) -> Effect:
+    rows = read(_file(results, "mistakes-queries")).query("arm == 'mini'")
+    return _share(rows["kind"].isin(ATTRIBUTE_ERRORS).to_numpy(float), bound)
+
+
+def _share(values: np.ndarray, bound: float) -> Effect:
+    return Effect(estimate(values), binomtest(int(values.sum()), len(values), bound).pvalue, bound)
+
+
+def _swapped(results: Path, _: float) -> Effect:
+    """First hits that stay when a condition is swapped: before training less after, each query's mean over its edits."""
+    rows = read(_file(results, "conditions-queries")).query("edit == 'swapped'")
+    kept = rows.pivot_table(index="query", columns="arm", values="kept")
+    before, after = kept["mini-base"].to_numpy(), kept["mini"].to_numpy()
+    return Effect(crossed_estimate((before - after)[:, None]), paired_difference(before, after).p)
+
+
+EFFECTS: Mapping[str, Callable[[Path, float], Effect]] = {
+    "1": _near_zero,
+    "2": _change("loss-ablation", arm="coral", baseline="contrastive"),
+    "3a": _change("formats", arm="mini-base cat", baseline="mini-base seq", k=5),
+    "3b": _change("loss-ablation", "methods", arm="coral", baseline="coral cat"),
+    "4": _change("formats", arm="mini caption", baseline="mini seq"),
+    "5": _change("loss-ablation", "methods", arm="coral", baseline="coral lora"),
+    "6a": _held_back("class"),
+    "6b": _held_back("language"),
+    "6c": _held_back("attribute"),
+    "7": _attribute_errors,
+    "8": _swapped,
+}
+"""How each finding of published-findings.csv is measured here, by its number."""

@@ -1,0 +1,230 @@
+"""The experiments behind the findings: what is trained, what is only asked, and on which queries.
+
+Trained, three seeds each from one base: `loss-ablation` (which terms help), `methods` (LoRA, pasted pictures) and `ood`
+(a class, language or attribute held back, beside a control of the same size). Asked of checkpoints as they are:
+`formats` (Seq, Cat, captions), `conditions` (one dropped or swapped) and `mistakes` (what wrong first hits fail).
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from pathlib import Path
+from random import Random
+
+import pandas as pd
+
+from coral_lab.ablations import dropped, shown_by, swapped, sweep
+from coral_lab.catalogue import LANGUAGES, catalogue, stated
+from coral_lab.contrastive import contrastive_objective
+from coral_lab.coral import CONTRASTIVE, Coral, decoders
+from coral_lab.evaluation import evaluate, index
+from coral_lab.experiments import RESULTS, WORK, Cell, Measured, ranked, run
+from coral_lab.interleaved import FORMATS, Dataset, Query
+from coral_lab.merit_files import OUT_OF_DISTRIBUTION, out_of_distribution
+from coral_lab.mistakes import mistakes
+from coral_lab.models import Model, add_lora, load
+from coral_lab.pairs import mini_pairs, pair_sampler
+from coral_lab.training import TrainConfig, train
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train: the objective, LoRA's rank (None trains all), the queries' format, and an out-of-distribution
+    split that is held back. The `control` has as many queries as that leaves, drawn from all."""
+
+    coral: Coral
+    lora: int | None = None
+    format: str = "seq"
+    held_back: str = ""
+    control: bool = False
+
+
+ARMS: Mapping[str, Mapping[str, Arm]] = {
+    "loss-ablation": {
+        "contrastive": Arm(CONTRASTIVE),
+        "vision": Arm(Coral(language=0)),
+        "language": Arm(Coral(vision=0)),
+        "coral": Arm(Coral()),
+        "reg only": Arm(Coral(lambda2=0)),
+        "rec only": Arm(Coral(lambda1=0)),
+    },
+    "methods": {
+        "contrastive lora": Arm(CONTRASTIVE, lora=16),
+        "coral lora": Arm(Coral(), lora=16),
+        "coral cat": Arm(Coral(), format="cat"),
+    },
+    "ood": {
+        f"{kind} {name}": Arm(Coral(), held_back=kind, control=name == "control")
+        for kind in OUT_OF_DISTRIBUTION
+        for name in ("held back", "control")
+    },
+}
+"""The trained experiments. All arms start from the same base; without a split they see the same pairs, seed by seed."""
+
+QUERIES = {"loss-ablation": 1000, "methods": 1000, "ood": 2000}
+"""How many test queries a trained cell is measured on; what is held back is only a part of them."""
+
+CHECKPOINTS = ("mini-base", "mini-contrastive", "mini")
+
+
+def train_and_measure(
+    name: str,
+    seeds: int = 3,
+    steps: int = 100,
+    batch_size: int = 64,
+    queries: int | None = None,
+    *,
+    start: str = "mini-base",
+    arms: Mapping[str, Arm] | None = None,
+    out: Path = RESULTS,
+    work: Path = WORK,
+) -> pd.DataFrame:
+    """Train every arm of a trained experiment with every seed, and rank MERIT-mini's test pool for the first `queries`.
+
+    Files and errors are those of `experiments.run`.
+    """
+    arms, queries = arms or ARMS[name], queries or QUERIES[name]
+    settings = {"start": start, "steps": steps, "batch_size": batch_size, "queries": queries}
+    pixels = load(start).pixels  # every cell sees the same pictures: processed once
+    pixels.limit = 4 * 2**30
+
+    def measure(arm: Arm, label: str, seed: int) -> Measured:
+        model = load(start)
+        model.__dict__["pixels"] = pixels
+        _train(model, arm, steps, batch_size, seed, work / f"{name}-{label.replace(' ', '-')}-{seed}")
+        test = catalogue("mini", "test")
+        found = ranked(evaluate(model, test.queries[:queries], test.products, format=arm.format, progress=False,
+                                store=""))  # fmt: skip
+        return replace(found, row={**found.row, "coral": str(asdict(arm.coral))})
+
+    cells = [Cell(label, seed, lambda label=label, seed=seed: measure(arms[label], label, seed))
+             for seed in range(seeds) for label in arms]  # fmt: skip
+    return run(name, cells, settings, f"coral-lab experiment {name} --seeds {seeds} --steps {steps}", out)
+
+
+def _train(model: Model, arm: Arm, steps: int, batch_size: int, seed: int, folder: Path) -> None:
+    config = TrainConfig(
+        steps, learning_rate=1e-3, warmup=min(50, steps // 4), seed=seed, checkpoint_every=25
+    )
+    if arm.lora:
+        add_lora(model, arm.lora, seed)
+    heads, shop = decoders(model, arm.coral, seed), catalogue("mini", "train")
+    languages = LANGUAGES
+    if arm.held_back and arm.control:
+        count = len(held_back(shop, arm.held_back).queries)
+        shop = replace(shop, queries=tuple(Random(seed).sample(shop.queries, count)))
+    elif arm.held_back:
+        shop = held_back(shop, arm.held_back)
+        languages = tuple(name for name in LANGUAGES if name not in OUT_OF_DISTRIBUTION[arm.held_back])
+    pairs = pair_sampler(shop, mini_pairs(shop, languages=languages), batch_size, steps, seed)
+    objective = contrastive_objective(model, heads, pairs, arm.coral, augmented=True, format=arm.format)
+    train(model, objective, config, folder, decoders=heads if arm.coral.weights else None)
+
+
+def held_back(shop: Dataset, kind: str) -> Dataset:
+    """MERIT-mini without what an out-of-distribution split holds back: neither asked for, nor pointed at, nor found.
+
+    `kind` is "class", "language" or "attribute".
+    """
+    gone = set(OUT_OF_DISTRIBUTION[kind])
+    kept = out_of_distribution(shop, kind, unseen=False)
+    if kind == "attribute":
+        return replace(kept, queries=tuple(q for q in kept.queries if (stated(q) or ("",))[0] not in gone))
+    products = tuple(
+        p for p in kept.products if (p.class_name if kind == "class" else p.language) not in gone
+    )
+    ids = {product.id for product in products}
+    queries = tuple(q for q in map(lambda query: _within(query, ids), kept.queries) if q is not None)
+    return replace(kept, products=products, queries=queries)
+
+
+def _within(query: Query, ids: set[str]) -> Query | None:
+    """The query with those of its positives that are left; None if its references or all positives are gone."""
+    positives = tuple(id for id in query.positives if id in ids)
+    left = positives and all(product.id in ids for product in query.references)
+    return replace(query, positives=positives) if left else None
+
+
+def formats(
+    shop: Dataset, models: Sequence[str] = CHECKPOINTS, *, data: str = "mini", out: Path = RESULTS
+) -> pd.DataFrame:
+    """Every format of every checkpoint on all queries: arms "mini-base seq", "mini-base cat", …"""
+
+    def cells() -> Iterator[Cell]:
+        for name in models:
+            pool = cache(lambda name=name: index(load(name), shop.products, progress=False))
+            for format in FORMATS:
+                yield Cell(f"{name} {format}", 0, lambda pool=pool, format=format: ranked(
+                    evaluate(pool().model, shop.queries, pool(), format=format, progress=False)))  # fmt: skip
+
+    return _ask("formats", cells(), shop, models, data, out)
+
+
+def conditions(
+    shop: Dataset, models: Sequence[str] = CHECKPOINTS, *, data: str = "mini", out: Path = RESULTS
+) -> pd.DataFrame:
+    """What becomes of the ranking when one condition is dropped, or swapped for another value, each in turn.
+
+    Rows about queries: query, attribute, edit, kept (the first hit stays), overlap (share of the first ten that stay),
+    old and new (the first hit has the value asked before, or now; swapped only).
+    """
+    edits = [dropped, swapped(shown_by(shop.queries))]
+
+    def measure(name: str) -> Measured:
+        table = sweep(index(load(name), shop.products, progress=False), shop.queries, edits, progress=False)
+        rows = pd.DataFrame(_edits(table, shop))
+        means = rows.groupby("edit")[["kept", "overlap"]].mean()
+        row = {f"{edit} {column}": means.loc[edit, column] for edit in means.index for column in means}
+        return Measured(row | {"swapped new": rows["new"].mean()}, queries=rows)
+
+    cells = (Cell(name, 0, lambda name=name: measure(name)) for name in models)
+    return _ask("conditions", cells, shop, models, data, out)
+
+
+def _edits(table: pd.DataFrame, shop: Dataset) -> Iterator[dict]:
+    asked = table[table["edit"] == "as asked"].set_index("query")["first"]
+    for row in table[table["edit"] != "as asked"].itertuples():
+        edit, attribute = row.edit.split(" ", 1)
+        found = {"query": row.query, "attribute": attribute, "edit": "dropped" if edit == "without" else "swapped",
+                 "kept": int(row.first == asked[row.query]), "overlap": round(row.overlap, 3)}  # fmt: skip
+        if edit == "another":
+            first = shop.product(row.first)
+            old, new = (
+                {c.attribute: c for c in query.conditions}[attribute]
+                for query in (row.edited.parent, row.edited)
+            )
+            found |= {"old": int(bool(old.met_by(first))), "new": int(bool(new.met_by(first)))}
+        yield found
+
+
+def errors(
+    shop: Dataset, models: Sequence[str] = CHECKPOINTS, *, data: str = "mini", out: Path = RESULTS
+) -> pd.DataFrame:
+    """Every wrong first hit, sorted by what it fails (`mistakes.mistakes`)."""
+
+    def measure(name: str) -> Measured:
+        model = load(name)
+        result = evaluate(model, shop.queries, shop.products, progress=False)
+        rows = mistakes(result)
+        kinds = rows["kind"].value_counts(normalize=True)
+        rows["violated"] = rows["violated"].map(" ".join)
+        rows["gap"] = rows["gap"].round(4)
+        return Measured({"wrong": len(rows) / len(shop.queries), **kinds}, queries=rows)
+
+    cells = (Cell(name, 0, lambda name=name: measure(name)) for name in models)
+    return _ask("mistakes", cells, shop, models, data, out)
+
+
+ASKED: Mapping[str, Callable[..., pd.DataFrame]] = {
+    "formats": formats,
+    "conditions": conditions,
+    "mistakes": errors,
+}
+"""The experiments without training."""
+
+
+def _ask(name: str, cells, shop: Dataset, models: Sequence[str], data: str, out: Path) -> pd.DataFrame:
+    command = f"coral-lab experiment {name}"
+    command += "" if tuple(models) == CHECKPOINTS else f" --models {' '.join(models)}"
+    command += "" if data == "mini" else f" --data {data}"
+    return run(name, cells, {"data": shop.name, "queries": len(shop.queries)}, command, out)

@@ -1,0 +1,107 @@
+"""What is trained and asked is what the arms say; held-back facts are nowhere in what is trained on."""
+
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+
+from coral_lab import trials
+from coral_lab.catalogue import catalogue, stated
+from coral_lab.coral import CONTRASTIVE, Coral
+from coral_lab.experiments import read
+from coral_lab.merit_files import OUT_OF_DISTRIBUTION, out_of_distribution
+from coral_lab.pairs import mini_pairs, pair_sampler
+from coral_lab.trials import ARMS, Arm, conditions, errors, formats, held_back, train_and_measure
+
+
+def test_the_arms_differ_by_the_terms_they_name():
+    on = {arm: set(one.coral.weights) for arm, one in ARMS["loss-ablation"].items()}
+    assert on["contrastive"] == set()
+    assert on["coral"] == {"reg vision", "reg language", "rec vision", "rec language"}
+    assert on["vision"] | on["language"] == on["coral"] == on["reg only"] | on["rec only"]
+    assert not on["vision"] & on["language"]
+    assert not on["reg only"] & on["rec only"]
+
+
+@pytest.mark.parametrize("kind", OUT_OF_DISTRIBUTION)
+def test_what_is_held_back_is_nowhere_in_training(kind):
+    gone, whole = set(OUT_OF_DISTRIBUTION[kind]), catalogue("mini", "train")
+    shop = held_back(whole, kind)
+    assert 1000 < len(shop.queries) < len(whole.queries)
+    languages = tuple(name for name in trials.LANGUAGES if name not in gone)
+    pairs = pair_sampler(shop, mini_pairs(shop, negatives=1, languages=languages), 64, 4)
+    for pair in [pair for step in range(4) for pair in pairs(step)]:
+        products = (*pair.query.references, pair.positive, *pair.negatives)
+        words = stated(pair.query)
+        asked = {c.attribute for c in pair.query.conditions} | ({words[0]} if words else set())
+        seen = {
+            "class": {pair.query.class_name, *(p.class_name for p in products)},
+            "language": {pair.query.language, *(p.language for p in products)},
+            "attribute": asked,
+        }[kind]
+        assert not seen & gone
+        assert set(pair.query.positives) <= {product.id for product in shop.products}
+    test = out_of_distribution(catalogue("mini"), kind)
+    assert 0 < len(test.queries) < 2000
+
+
+def test_arms_are_trained_as_they_say(random_folder, tmp_path, monkeypatch):
+    arms = {
+        "contrastive": Arm(CONTRASTIVE),
+        "coral": Arm(Coral()),
+        "lora": Arm(Coral(), lora=2),
+        "cat": Arm(CONTRASTIVE, format="cat"),
+        "held back": Arm(CONTRASTIVE, held_back="class"),
+        "control": Arm(CONTRASTIVE, held_back="class", control=True),
+    }
+    sizes = []
+    sampler = trials.pair_sampler
+    monkeypatch.setattr(
+        trials, "pair_sampler", lambda shop, *rest: sizes.append(len(shop.queries)) or sampler(shop, *rest)
+    )
+    settings = {"steps": 1, "batch_size": 4, "queries": 5, "start": str(random_folder), "arms": arms}
+    places = {"out": tmp_path / "results", "work": tmp_path / "work"}
+    first = train_and_measure("methods", 1, **settings, **places)
+    assert first["arm"].tolist() == list(arms)
+    assert first["R@10"].between(0, 1).all()
+    assert sizes[:4] == [40_000] * 4
+    assert sizes[4] == sizes[5] < 40_000
+    assert (places["work"] / "methods-lora-0" / "adapter_model.safetensors").is_file()
+    assert not (places["work"] / "methods-coral-0" / "adapter_model.safetensors").is_file()
+    assert (places["work"] / "methods-coral-0" / "decoders.safetensors").is_file()
+    ranks = read(places["out"] / "methods-ranks.csv", "query")
+    assert list(ranks) == [f"{arm} 0" for arm in arms]
+    assert len(ranks) == 5
+    monkeypatch.setattr(trials, "_train", lambda *_: pytest.fail("trained again"))
+    again = train_and_measure("methods", 1, **settings, **places)
+    pd.testing.assert_frame_equal(first, again, check_dtype=False)
+
+
+def test_checkpoints_are_asked_in_every_format_with_conditions_changed_and_sorted_by_mistake(
+    tmp_path, random_folder
+):
+    whole = catalogue("mini")
+    some = [query for query in whole.queries if int(query.positives[0]) < 2000200][:6]
+    shop = replace(whole, products=whole.products[:200], queries=tuple(some))
+    models, places = [str(random_folder)], {"out": tmp_path}
+    assert formats(shop, models, **places)["arm"].tolist() == [
+        f"{random_folder} {name}" for name in ("seq", "cat", "caption")
+    ]
+    assert (
+        (tmp_path / "formats.csv")
+        .read_text()
+        .startswith(f"# coral-lab experiment formats --models {random_folder}\n")
+    )
+
+    conditions(shop, models, **places)
+    rows = read(tmp_path / "conditions-queries.csv")
+    asked = sum(len(query.conditions) for query in some)
+    assert (rows["edit"] == "dropped").sum() == asked
+    assert rows[["kept", "old", "new"]].isin([0, 1, float("nan")]).all(axis=None)
+    swapped = rows[rows["edit"] == "swapped"]
+    assert not (swapped["old"] * swapped["new"]).any()  # no product has both values
+    assert rows.loc[rows["edit"] == "dropped", ["old", "new"]].isna().all(axis=None)
+
+    table = errors(shop, models, **places)
+    rows = read(tmp_path / "mistakes-queries.csv")
+    assert len(rows) == round(table["wrong"].iloc[0] * len(some))
