@@ -1,4 +1,4 @@
-"""The command line: `coral-lab demo`, `evaluate`, `encode`, `train`, `experiment`, `data` and `download`."""
+"""The command line: `coral-lab demo`, `evaluate`, `encode`, `train`, `experiment`, `report`, `data` and `download`."""
 
 import argparse
 import json
@@ -92,6 +92,11 @@ def _parser() -> argparse.ArgumentParser:
     experiment.add_argument("--data", default="mini", help="for what is only asked; see evaluate")
     experiment.add_argument("--limit", type=_positive, help="only the first so many queries; likewise")
     experiment.add_argument("--out", type=Path, help="where the results are kept; data/results by default")
+
+    report = commands.add_parser("report", help="one offline HTML page about a checkpoint")
+    report.set_defaults(command=_report)
+    _add_model_and_data(report)
+    report.add_argument("--out", default="build/report.html", type=Path)
 
     data = commands.add_parser("data", help="write MERIT-mini in MERIT's file formats")
     data.set_defaults(command=_data)
@@ -265,10 +270,30 @@ def _experiment(options) -> None:
         shop = _data_of(options)
         shop = replace(shop, queries=shop.queries[: options.limit])
         models = options.models or trials.CHECKPOINTS
-        table = trials.ASKED[options.name](shop, models, data=options.data, out=out)
+        command = shlex.join(["coral-lab", *_without_out(options.arguments)])
+        table = trials.ASKED[options.name](shop, models, command=command, out=out)
     if options.name == "loss-ablation":
         table = compare(read(out / "loss-ablation-ranks.csv", "query"))
     print(table.round(4).to_string(index=False))
+
+
+def _without_out(arguments: list[str]) -> list[str]:
+    """Where a result is kept is not what it is."""
+    places = [i for i, word in enumerate(arguments) if word == "--out"]
+    return [word for i, word in enumerate(arguments) if not {i, i - 1} & {*places}]
+
+
+def _report(options) -> None:
+    from coral_lab.evaluation import index
+    from coral_lab.report import report
+
+    shop = _data_of(options)
+    shop = replace(shop, queries=shop.queries[: options.limit])
+    pool = index(_load(options), shop.products, batch_size=options.batch_size, store=options.store,
+                 on_error=options.on_error)  # fmt: skip
+    _say_skipped(pool.skipped)
+    print(report(pool, shop, options.out, command=shlex.join(["coral-lab", *options.arguments])))
+    print(f"the report is in {options.out}")
 
 
 def _download(options) -> None:

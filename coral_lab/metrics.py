@@ -35,7 +35,7 @@ def best_ranks(relevant: Bool[np.ndarray, "query rank"]) -> Ranks:
     return np.where(relevant.any(1), relevant.argmax(1) + 1, MISS)
 
 
-def recall_at(ranks: Ranks, k: int) -> Float[np.ndarray, " query"]:
+def recall_at(ranks: Int[np.ndarray, "*query"], k: int) -> Float[np.ndarray, "*query"]:
     """1 where a positive is among the first `k`, else 0: the paper's R@k."""
     return ((ranks != MISS) & (ranks <= k)).astype(float)
 

@@ -5,11 +5,15 @@ classes (arXiv 2506.03144). Here the catalogue's facts say which condition a hit
 """
 
 from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
+from html import escape
 
 import pandas as pd
 
+from coral_lab import html
 from coral_lab.catalogue import VISUAL, stated
 from coral_lab.evaluation import Result
+from coral_lab.hits import Gallery, hits
 from coral_lab.interleaved import Condition, Product, Query
 
 KINDS = ("wrong class", "several attributes", "visual attribute", "textual attribute", "not labelled")
@@ -58,6 +62,33 @@ def mistakes(result: Result, visual: Collection[str] = VISUAL, said: Said = stat
                      "like_reference": any(_differing(first, product) == 0 for product in query.references),
                      "near_duplicate": any(_differing(first, product) == 1 for product in positives)})  # fmt: skip
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def worst(result: Result, table: pd.DataFrame, count: int = 5) -> str:
+    """The mistakes with the widest gap as HTML: each query, its wrong first hit, and the best right answer it kept.
+
+    `table` is `mistakes`' of the same result, or some of its rows. Right answers beyond the ranking come last, as the
+    first of the query's positives.
+    """
+    places = {query.id: place for place, query in enumerate(result.queries)}
+    products = {product.id: product for product in result.products}
+    pieces = []
+    for row in table.sort_values("gap", ascending=False, na_position="last").head(count).itertuples():
+        query = result.queries[places[row.query]]
+        scores, ranked = result.scores[places[row.query]], result.rows[places[row.query]]
+        first = hits(query, [(products[row.first], scores[0])])
+        if row.rank > 0:
+            right = hits(query, [(result.products[ranked[row.rank - 1]], scores[row.rank - 1])])
+            answer = replace(right, hits=(replace(right[0], rank=row.rank),)).gallery()
+        else:
+            known = next(products[id] for id in query.positives if id in products)
+            answer = Gallery([known], ["a right answer, beyond the ranking"])._repr_html_()
+        fails = f"{row.kind}: {', '.join(row.violated)}" if len(row.violated) else row.kind
+        pieces.append(
+            f"{query._repr_html_()}{html.block(f'<b>{escape(fails)}</b>')}"
+            f'<div style="display:flex;gap:10px">{first.gallery()}{answer}</div>'
+        )
+    return "".join(pieces)
 
 
 def _violated(query: Query, product: Product, said: Said) -> Iterator[str]:

@@ -137,6 +137,23 @@ def differences(table: pd.DataFrame, title: str = "", unit: str = "difference") 
     return figure
 
 
+def beside_published(table: pd.DataFrame, title: str = "") -> go.Figure:
+    """Ours with its interval, and the published figure where there is one: a row each of `findings`' table."""
+    names = [f"{row.number} {row.finding}" for row in table.itertuples()]
+    ours = [Estimate(row.ours, row.low, row.high, 0) for row in table.itertuples()]
+    figure = go.Figure()
+    figure.add_scatter(x=[v.mean for v in ours], y=names, mode="markers", name="ours, 95% interval", error_x=_errors(ours),
+                       marker={"color": PALETTE[0], "size": 9}, hovertemplate="%{x:+.3f}")  # fmt: skip
+    figure.add_scatter(x=table["published"], y=names, mode="markers", name="published",
+                       marker={"color": PALETTE[1], "size": 10, "symbol": "diamond-open"}, hovertemplate="%{x:+.3f}")  # fmt: skip
+    figure.add_vline(x=0, line={"color": "#767676", "dash": "dot", "width": 1})
+    figure.update_layout(template=TEMPLATE, height=150 + 32 * len(table), title=title, margin={"l": 90, "r": 10, "t": 50, "b": 50},
+                         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 1, "xanchor": "right"})  # fmt: skip
+    figure.update_xaxes(title="relative change")
+    figure.update_yaxes(type="category", autorange="reversed", automargin=True)
+    return figure
+
+
 def _errors(estimates: Iterable[Estimate]) -> dict:
     return {"type": "data", "symmetric": False, "array": [v.high - v.mean for v in estimates],
             "arrayminus": [v.mean - v.low for v in estimates]}  # fmt: skip

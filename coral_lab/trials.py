@@ -5,7 +5,7 @@ Trained, three seeds each from one base: `loss-ablation` (which terms help), `me
 `formats` (Seq, Cat, captions), `conditions` (one dropped or swapped) and `mistakes` (what wrong first hits fail).
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -146,7 +146,7 @@ def _within(query: Query, ids: set[str]) -> Query | None:
 
 
 def formats(
-    shop: Dataset, models: Sequence[str] = CHECKPOINTS, *, data: str = "mini", out: Path = RESULTS
+    shop: Dataset, models: Sequence[str] = CHECKPOINTS, *, command: str = "", out: Path = RESULTS
 ) -> pd.DataFrame:
     """Every format of every checkpoint on all queries: arms "mini-base seq", "mini-base cat", …"""
 
@@ -157,11 +157,11 @@ def formats(
                 yield Cell(f"{name} {format}", 0, lambda pool=pool, format=format: ranked(
                     evaluate(pool().model, shop.queries, pool(), format=format, progress=False)))  # fmt: skip
 
-    return _ask("formats", cells(), shop, models, data, out)
+    return _ask("formats", cells(), shop, command, out)
 
 
 def conditions(
-    shop: Dataset, models: Sequence[str] = CHECKPOINTS, *, data: str = "mini", out: Path = RESULTS
+    shop: Dataset, models: Sequence[str] = CHECKPOINTS, *, command: str = "", out: Path = RESULTS
 ) -> pd.DataFrame:
     """What becomes of the ranking when one condition is dropped, or swapped for another value, each in turn.
 
@@ -178,7 +178,7 @@ def conditions(
         return Measured(row | {"swapped new": rows["new"].mean()}, queries=rows)
 
     cells = (Cell(name, 0, lambda name=name: measure(name)) for name in models)
-    return _ask("conditions", cells, shop, models, data, out)
+    return _ask("conditions", cells, shop, command, out)
 
 
 def _edits(table: pd.DataFrame, shop: Dataset) -> Iterator[dict]:
@@ -198,7 +198,7 @@ def _edits(table: pd.DataFrame, shop: Dataset) -> Iterator[dict]:
 
 
 def errors(
-    shop: Dataset, models: Sequence[str] = CHECKPOINTS, *, data: str = "mini", out: Path = RESULTS
+    shop: Dataset, models: Sequence[str] = CHECKPOINTS, *, command: str = "", out: Path = RESULTS
 ) -> pd.DataFrame:
     """Every wrong first hit, sorted by what it fails (`mistakes.mistakes`)."""
 
@@ -212,7 +212,7 @@ def errors(
         return Measured({"wrong": len(rows) / len(shop.queries), **kinds}, queries=rows)
 
     cells = (Cell(name, 0, lambda name=name: measure(name)) for name in models)
-    return _ask("mistakes", cells, shop, models, data, out)
+    return _ask("mistakes", cells, shop, command, out)
 
 
 ASKED: Mapping[str, Callable[..., pd.DataFrame]] = {
@@ -223,8 +223,6 @@ ASKED: Mapping[str, Callable[..., pd.DataFrame]] = {
 """The experiments without training."""
 
 
-def _ask(name: str, cells, shop: Dataset, models: Sequence[str], data: str, out: Path) -> pd.DataFrame:
-    command = f"coral-lab experiment {name}"
-    command += "" if tuple(models) == CHECKPOINTS else f" --models {' '.join(models)}"
-    command += "" if data == "mini" else f" --data {data}"
-    return run(name, cells, {"data": shop.name, "queries": len(shop.queries)}, command, out)
+def _ask(name: str, cells: Iterable[Cell], shop: Dataset, command: str, out: Path) -> pd.DataFrame:
+    settings = {"data": shop.name, "queries": len(shop.queries)}
+    return run(name, cells, settings, command or f"coral_lab.trials.ASKED[{name!r}]", out)

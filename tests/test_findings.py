@@ -1,5 +1,7 @@
 """Verdicts follow from the numbers alone."""
 
+from inspect import unwrap
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -60,7 +62,7 @@ def test_a_missing_results_file_names_its_command(tmp_path):
 
 def test_the_relative_change_by_hand():
     base = np.repeat([[1.0, 1.0], [0.0, 0.0]], 50, axis=0)
-    assert crossed_change(base, base) == Estimate(0, 0, 0, 100)
+    assert crossed_change(base, base) == Estimate(0.0, 0.0, 0.0, 100)
     half = base * (np.arange(100) % 2)[:, None]
     found = crossed_change(half, base)
     assert found.mean == pytest.approx(-0.5)
@@ -68,4 +70,4 @@ def test_the_relative_change_by_hand():
     assert crossed_estimate(half).mean == pytest.approx(0.25)
     for bad in (np.zeros((100, 2)), base[:, :1]):
         with pytest.raises(ValueError, match="give both systems' values for the same queries and seeds"):
-            crossed_change(half, bad)
+            unwrap(crossed_change)(half, bad)

@@ -23,7 +23,8 @@ FLOORS = [
     "__init__ ablations bench comparing demo experiments mistakes stages",
     "trials",
     "findings",
-    "cli contributions",
+    "contributions report",
+    "cli",
     "__main__",
 ]
 FLOOR = {module: number for number, modules in enumerate(FLOORS) for module in modules.split()}

@@ -45,7 +45,15 @@ def test_what_is_held_back_is_nowhere_in_training(kind):
     assert 0 < len(test.queries) < 2000
 
 
-def test_arms_are_trained_as_they_say(random_folder, tmp_path, monkeypatch):
+@pytest.fixture
+def small():
+    """A few test queries over a small pool."""
+    whole = catalogue("mini")
+    some = [query for query in whole.queries if int(query.positives[0]) < 2000200][:6]
+    return replace(whole, products=whole.products[:200], queries=tuple(some))
+
+
+def test_arms_are_trained_as_they_say(small, random_folder, tmp_path, monkeypatch):
     arms = {
         "contrastive": Arm(CONTRASTIVE),
         "coral": Arm(Coral()),
@@ -54,6 +62,9 @@ def test_arms_are_trained_as_they_say(random_folder, tmp_path, monkeypatch):
         "held back": Arm(CONTRASTIVE, held_back="class"),
         "control": Arm(CONTRASTIVE, held_back="class", control=True),
     }
+    monkeypatch.setattr(
+        trials, "catalogue", lambda name, split: small if split == "test" else catalogue(name, split)
+    )
     sizes = []
     sampler = trials.pair_sampler
     monkeypatch.setattr(
@@ -83,15 +94,11 @@ def test_checkpoints_are_asked_in_every_format_with_conditions_changed_and_sorte
     whole = catalogue("mini")
     some = [query for query in whole.queries if int(query.positives[0]) < 2000200][:6]
     shop = replace(whole, products=whole.products[:200], queries=tuple(some))
-    models, places = [str(random_folder)], {"out": tmp_path}
+    models, places = [str(random_folder)], {"out": tmp_path, "command": "coral-lab experiment formats"}
     assert formats(shop, models, **places)["arm"].tolist() == [
         f"{random_folder} {name}" for name in ("seq", "cat", "caption")
     ]
-    assert (
-        (tmp_path / "formats.csv")
-        .read_text()
-        .startswith(f"# coral-lab experiment formats --models {random_folder}\n")
-    )
+    assert (tmp_path / "formats.csv").read_text().startswith("# coral-lab experiment formats\n")
 
     conditions(shop, models, **places)
     rows = read(tmp_path / "conditions-queries.csv")

@@ -1,0 +1,163 @@
+"""One offline page about a checkpoint: what a lab would attach to it."""
+
+from collections.abc import Iterator
+from html import escape
+from pathlib import Path
+
+import pandas as pd
+
+from coral_lab import html
+from coral_lab.ablations import orders, sweep
+from coral_lab.evaluation import Index, Result, evaluate
+from coral_lab.experiments import RESULTS, provenance
+from coral_lab.findings import findings
+from coral_lab.interleaved import Dataset
+from coral_lab.metrics import estimate
+from coral_lab.mistakes import mistakes, worst
+from coral_lab.models import DATA
+from coral_lab.plots import bars, matrix
+
+SEEN = ("color", "pattern", "pattern/print", "shape", "style", "product style")
+"""Attributes of MERIT that a picture shows; its files do not say."""
+
+BREAKDOWNS = ("conditions", "attribute", "language", "class")
+
+
+def report(
+    index: Index, shop: Dataset, out: Path, *, sensitivity: int = 200, galleries: int = 4, command: str = ""
+) -> Result:
+    """Measure an encoded pool with the queries of `shop` and write the page `out`, which needs no network.
+
+    Order sensitivity is of the first `sensitivity` queries of two to four conditions. Returns the evaluation.
+    """
+    result = evaluate(index.model, shop.queries, index)
+    sections = {
+        "What was measured": _facts(index, shop, command),
+        "Metrics": _metrics(result),
+        "Breakdowns": "".join(_breakdowns(result)),
+        "Language matrix": _languages(result),
+        "Order sensitivity": _orders(index, shop, sensitivity),
+        "What wrong first hits fail": _mistakes(result, galleries, shop.name.startswith("mini/")),
+        "Beside the paper": _published(result),
+        "Findings": _findings(),
+        "Queries and their hits": "".join(
+            index.search(query, 8)._repr_html_() for query in shop.queries[:galleries]
+        ),
+    }
+    body = "".join(f"<h2>{escape(title)}</h2>{content}" for title, content in sections.items())
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(html.page(f"{index.model.name} on {shop.name}", _plotly() + body), encoding="utf-8")
+    return result
+
+
+def _plotly() -> str:
+    """plotly's own script, once for all figures."""
+    from plotly.offline import get_plotlyjs
+
+    return f"<style>{TABLE_STYLE}</style><script>{get_plotlyjs()}</script>"
+
+
+TABLE_STYLE = (
+    "table{border-collapse:collapse;margin:8px 0}td,th{padding:3px 12px 3px 0;text-align:left;vertical-align:top;"
+    "border-bottom:1px solid #8884}h2{margin-top:36px}"
+)
+
+
+def _figure(figure) -> str:
+    return figure.to_html(full_html=False, include_plotlyjs=False)
+
+
+def _table(frame: pd.DataFrame, index: bool = True) -> str:
+    return frame.to_html(index=index, border=0, float_format="{:.3f}".format, na_rep="")
+
+
+def _facts(index: Index, shop: Dataset, command: str) -> str:
+    made = provenance()
+    rows = {"model": repr(index.model), "data": f"{shop.name}: {len(index.products):,} products, {len(shop.queries):,} queries",
+            "left out": f"{len(index.skipped)} products" if index.skipped else "nothing", "code": made["commit"],
+            "torch": made["torch"], "machine": made["machine"], "command": command or "called from Python"}  # fmt: skip
+    return (
+        "<table>"
+        + "".join(f"<tr><th>{k}</th><td>{escape(v)}</td></tr>" for k, v in rows.items())
+        + "</table>"
+    )
+
+
+def _metrics(result: Result) -> str:
+    table = pd.DataFrame(
+        {name: {"value [95% interval]": str(value)} for name, value in result.metrics.items()}
+    ).T
+    return _table(table) + _figure(bars(result.metrics, unit="over all queries"))
+
+
+def _breakdowns(result: Result) -> Iterator[str]:
+    for group in BREAKDOWNS:
+        frame = result.per_query.explode("attributes").rename(columns={"attributes": "attribute"})
+        frame = frame if group == "attribute" else result.per_query
+        found = {
+            f"{value} ({len(part):,})": estimate(part["R@1"].to_numpy())
+            for value, part in frame.groupby(group)
+        }
+        yield _figure(bars(found, f"R@1 by {group} (queries)", "R@1"))
+
+
+def _languages(result: Result) -> str:
+    """R@1 by the references' language and the language of the best right answer's title."""
+    products = {product.id: product for product in result.products}
+    frame = result.per_query[["language", "R@1"]].copy()
+    answers = [
+        {products[id].language for id in query.positives if id in products} for query in result.queries
+    ]
+    frame["answer"] = [languages.pop() if len(languages) == 1 else "several" for languages in answers]
+    table = frame.pivot_table(index="language", columns="answer", values="R@1")
+    table = table.rename_axis(index="references in", columns="right answers in")
+    return _figure(matrix(table, "R@1 by the language of references and of right answers", "R@1"))
+
+
+def _orders(index: Index, shop: Dataset, count: int) -> str:
+    queries = [query for query in shop.queries if 2 <= len(query.conditions) <= 4][:count]
+    if not queries:
+        return html.block("No query has two to four conditions.")
+    table = sweep(index, queries, orders)
+    table = table[table["edit"] != "as asked"]
+    by = table.groupby("conditions").agg(queries=("query", "nunique"), orders=("edit", "nunique"), flipped=("flipped", "mean"),
+                                         overlap=("overlap", "mean"))  # fmt: skip
+    by = by.rename(columns={"flipped": "R@1 changed", "overlap": "share of the first ten kept"})
+    return html.block("Every order of the conditions, against the order asked.") + _table(by)
+
+
+def _mistakes(result: Result, count: int, mini: bool) -> str:
+    table = mistakes(result) if mini else mistakes(result, SEEN, lambda _: None)
+    if table.empty:
+        return html.block("Every first hit is right.")
+    shares = {
+        kind: estimate((table["kind"] == kind).to_numpy(float)) for kind in table["kind"].value_counts().index
+    }
+    others = {
+        name.replace("_", " "): table[name].mean()
+        for name in ("other_language", "like_reference", "near_duplicate")
+    }
+    said = "; ".join(f"{name} {share:.1%}" for name, share in others.items())
+    figure = bars(shares, f"{len(table):,} wrong first hits of {len(result.queries):,}", "share")
+    seen = "" if mini else f" Taken to be visual: {', '.join(SEEN)}."
+    return _figure(figure) + html.block(escape(f"Of these: {said}.{seen}")) + worst(result, table, count)
+
+
+def _published(result: Result) -> str:
+    published = pd.read_csv(DATA / "published.csv")
+    columns = ["R@1", "R@5", "R@10", "MRR@10"]
+    ours = pd.DataFrame(
+        [{"method": f"this report: {result.model}", **{name: result.metrics[name].mean for name in columns}}]
+    )
+    note = "The paper's rows are of MERIT's 51,177 products; ours compare with them only if this report is of these too."
+    return html.block(html.grey(note)) + _table(pd.concat([ours, published]), index=False)
+
+
+def _findings() -> str:
+    try:
+        table = findings(RESULTS)
+    except FileNotFoundError as error:
+        return html.block(escape(str(error)))
+    note = "From the shipped checkpoints and experiments (data/results), not from this report's model."
+    return html.block(html.grey(note)) + _table(table[["number", "finding", "measure", "published", "ours", "low", "high", "p (Holm)",
+                                                       "verdict", "why"]], index=False)  # fmt: skip
