@@ -67,6 +67,7 @@ def why(effect: Effect, p: float, comparison: str, published: float | None) -> s
     """The numbers that the verdict rests on, in one sentence."""
     ours, null = effect.ours, "no effect" if effect.null == 0 else f"the bound {effect.null:g}"
     interval = f"[{ours.low:+.3f}, {ours.high:+.3f}]"
+    chance = "p < 0.001" if p < 0.001 else f"p {p:.3f}"
     if p < 0.05:
         side = "above" if ours.mean > effect.null else "below"
         way = "as" if side == comparison else "against what"
@@ -75,10 +76,10 @@ def why(effect: Effect, p: float, comparison: str, published: float | None) -> s
             if published is None
             else f"; the published {published:+.3f} is {_where(published, ours)} the interval"
         )
-        return f"Ours {interval} is {side} {null} (p {p:.3f}), {way} published{size}."
+        return f"Ours {interval} is {side} {null} ({chance}), {way} published{size}."
     if published is None:
-        return f"Ours {interval} is not told from {null} (p {p:.3f}), and no size is published to rule out."
-    return f"Ours {interval} is not told from {null} (p {p:.3f}); the published {published:+.3f} is {_where(published, ours)} it."
+        return f"Ours {interval} is not told from {null} ({chance}), and no size is published to rule out."
+    return f"Ours {interval} is not told from {null} ({chance}); the published {published:+.3f} is {_where(published, ours)} it."
 
 
 def _where(published: float, ours: Estimate) -> str:

@@ -147,8 +147,8 @@ def beside_published(table: pd.DataFrame, title: str = "") -> go.Figure:
     figure.add_scatter(x=table["published"], y=names, mode="markers", name="published",
                        marker={"color": PALETTE[1], "size": 10, "symbol": "diamond-open"}, hovertemplate="%{x:+.3f}")  # fmt: skip
     figure.add_vline(x=0, line={"color": "#767676", "dash": "dot", "width": 1})
-    figure.update_layout(template=TEMPLATE, height=150 + 32 * len(table), title=title, margin={"l": 90, "r": 10, "t": 50, "b": 50},
-                         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 1, "xanchor": "right"})  # fmt: skip
+    figure.update_layout(template=TEMPLATE, height=150 + 32 * len(table), title=title, margin={"l": 90, "r": 10, "t": 50, "b": 90},
+                         legend={"orientation": "h", "y": -0.22, "yanchor": "top", "x": 0})  # fmt: skip
     figure.update_xaxes(title="relative change")
     figure.update_yaxes(type="category", autorange="reversed", automargin=True)
     return figure

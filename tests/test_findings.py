@@ -1,11 +1,14 @@
 """Verdicts follow from the numbers alone."""
 
+import json
 from inspect import unwrap
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from coral_lab.experiments import RESULTS, read
 from coral_lab.findings import (
     EFFECTS,
     NOT_REPLICATED,
@@ -18,6 +21,7 @@ from coral_lab.findings import (
     why,
 )
 from coral_lab.metrics import Estimate, crossed_change, crossed_estimate
+from coral_lab.trials import ARMS
 
 
 @pytest.mark.parametrize(
@@ -71,3 +75,23 @@ def test_the_relative_change_by_hand():
     for bad in (np.zeros((100, 2)), base[:, :1]):
         with pytest.raises(ValueError, match="give both systems' values for the same queries and seeds"):
             unwrap(crossed_change)(half, bad)
+
+
+def test_the_notebook_prints_the_verdicts_that_follow_from_the_files():
+    """Recomputed here from data/results; what the committed notebook shows must be the same."""
+    notebook = json.loads(Path("notebooks/07_paper_findings.ipynb").read_text(encoding="utf-8"))
+    printed = "".join(
+        "".join(output.get("text", ()))
+        for cell in notebook["cells"]
+        for output in cell.get("outputs", ())
+        if output["output_type"] == "stream"
+    )
+    table = findings()
+    assert len(table) == len(EFFECTS)
+    assert table["verdict"].isin([REPLICATED, NOT_REPLICATED, NOT_TESTABLE]).all()
+    assert (table["p (Holm)"] >= table["p"]).all()
+    for row in table.itertuples():
+        assert f"{row.number:>2} {row.verdict}: {row.why}" in printed, row.number
+    trained = [name for names in table["files"] for name in names.split() if name in ARMS]
+    for name in {*trained}:
+        assert read(RESULTS / f"{name}.csv").groupby("arm")["seed"].nunique().min() >= 3, name

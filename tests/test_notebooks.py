@@ -19,6 +19,7 @@ PARAMETERS = {
     "04_languages": {"QUERIES": 16, "PRODUCTS": 60},
     "05_retrieval_neighbourhoods": {"POOL": 400, "MAPPED": 150},
     "06_training_objective": {"QUERIES": 40, "STEPS": 4},
+    "07_paper_findings": {"QUERIES": 24, "PRODUCTS": 200},
     "08_new_query_formats": {"QUERIES": 24, "PRODUCTS": 200},
 }
 

@@ -1,0 +1,40 @@
+"""The report is one page that needs no network, with what was measured of the model it is about."""
+
+import re
+from dataclasses import replace
+
+from coral_lab import catalogue, cli, evaluate, index
+from coral_lab.report import report
+
+
+def test_a_report_says_what_was_measured(random_model, tmp_path):
+    whole = catalogue("mini")
+    some = [query for query in whole.queries if int(query.positives[0]) < 2000200][:8]
+    shop = replace(whole, products=whole.products[:200], queries=tuple(some))
+    pool, file = index(random_model, shop.products), tmp_path / "report.html"
+    result = report(pool, shop, file, sensitivity=2, galleries=2, command="coral-lab report <&>")
+    page = file.read_text(encoding="utf-8")
+    expected = evaluate(random_model, shop.queries, pool)
+    assert str(result.metrics["R@10"]) == str(expected.metrics["R@10"])
+    assert str(expected.metrics["R@10"]) in page
+    assert "coral-lab report &lt;&amp;&gt;" in page
+    assert "200 products, 8 queries" in page
+    for title in (
+        "Breakdowns",
+        "Language matrix",
+        "Order sensitivity",
+        "What wrong first hits fail",
+        "Findings",
+    ):
+        assert f"<h2>{title}</h2>" in page
+    outside = re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL)
+    assert not re.search(r"(src|href)=['\"]?(https?:)?//", outside)
+
+
+def test_the_command_writes_it(random_folder, tmp_path, capsys):
+    folder = tmp_path / "merit"
+    assert cli.main(["data", "--out", str(folder), "--limit", "6"]) == 0
+    out = tmp_path / "new" / "report.html"
+    assert cli.main(["report", "--model", str(random_folder), "--data", str(folder), "--out", str(out)]) == 0
+    assert f"the report is in {out}" in capsys.readouterr().out
+    assert "Taken to be visual" in out.read_text(encoding="utf-8")
