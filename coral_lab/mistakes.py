@@ -75,7 +75,7 @@ def worst(result: Result, table: pd.DataFrame, count: int = 5) -> str:
     pieces = []
     for row in table.sort_values("gap", ascending=False, na_position="last").head(count).itertuples():
         query = result.queries[places[row.query]]
-        scores, ranked = result.scores[places[row.query]], result.rows[places[row.query]]
+        scores, ranked = result.scores[places[row.query]].tolist(), result.rows[places[row.query]]
         first = hits(query, [(products[row.first], scores[0])])
         if row.rank > 0:
             right = hits(query, [(result.products[ranked[row.rank - 1]], scores[row.rank - 1])])
