@@ -114,7 +114,7 @@ def bars(
                        error_y=_errors(own.values()), hovertemplate="%{x}: %{y:.3f}<extra></extra>")  # fmt: skip
     figure.update_layout(template=TEMPLATE, height=360, title=title, showlegend=nested, barmode="group",
                          margin={"l": 50, "r": 10, "t": 50, "b": 40})  # fmt: skip
-    figure.update_xaxes(type="category")
+    figure.update_xaxes(type="category", automargin=True)
     figure.update_yaxes(title=unit)
     return figure
 

@@ -20,6 +20,8 @@ from coral_lab.plots import bars, matrix
 SEEN = ("color", "pattern", "pattern/print", "shape", "style", "product style")
 """Attributes of MERIT that a picture shows; its files do not say."""
 
+FEW = 10  # queries behind a cell of the language matrix, at least
+
 BREAKDOWNS = ("conditions", "attribute", "language", "class")
 
 
@@ -102,16 +104,19 @@ def _breakdowns(result: Result) -> Iterator[str]:
 
 
 def _languages(result: Result) -> str:
-    """R@1 by the references' language and the language of the best right answer's title."""
+    """R@1 by the language of the references' titles and of the right answers', where there are queries enough."""
     products = {product.id: product for product in result.products}
     frame = result.per_query[["language", "R@1"]].copy()
     answers = [
         {products[id].language for id in query.positives if id in products} for query in result.queries
     ]
     frame["answer"] = [languages.pop() if len(languages) == 1 else "several" for languages in answers]
-    table = frame.pivot_table(index="language", columns="answer", values="R@1")
+    pairs = frame.groupby(["language", "answer"])["R@1"]
+    table = pairs.mean().where(pairs.size() >= FEW).unstack()
     table = table.rename_axis(index="references in", columns="right answers in")
-    return _figure(matrix(table, "R@1 by the language of references and of right answers", "R@1"))
+    note = f"A pair of languages with fewer than {FEW} queries is left empty."
+    figure = matrix(table, "R@1 by the language of references and of right answers", "R@1")
+    return html.block(html.grey(note)) + _figure(figure)
 
 
 def _orders(index: Index, shop: Dataset, count: int) -> str:
