@@ -33,13 +33,10 @@ notebooks: .venv/ready
 	.venv/bin/python notebooks/shrink.py notebooks/[0-9]*.ipynb
 	$(RUN) nbconvert --to html --output-dir build/notebooks notebooks/[0-9]*.ipynb
 
-# Side-by-side timings and memory, some minutes on an idle machine
+# Side-by-side timings and memory into benchmarks/README.md, on an idle machine; PROFILE=1 names the top costs as well.
 bench: .venv/ready
-	.venv/bin/python benchmarks/objective.py
-	.venv/bin/python benchmarks/objective.py memory
-	.venv/bin/python benchmarks/store.py
-	.venv/bin/python benchmarks/probe.py
-	.venv/bin/python benchmarks/widget.py
+	set -e; for name in encode sweeps search "search mapped" training objective "objective memory" store widget \
+	  startup; do echo "== $$name"; .venv/bin/python benchmarks/$${name%% *}.py $${name#$${name%% *}}; done
 
 # Trains coral-mini again, about three hours on two cores; goes on where it was stopped.
 mini: .venv/ready

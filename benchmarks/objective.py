@@ -1,4 +1,4 @@
-"""What Coral costs over contrastive training, and what GradCache costs in memory. Writes benchmarks/objective.csv.
+"""What Coral costs over contrastive training, and what GradCache costs in memory.
 
 python benchmarks/objective.py            both objectives on the same batches, in turn, in this process
 python benchmarks/objective.py memory     peak memory of a step of 64 and of 512 pairs, each in its own process
@@ -6,14 +6,12 @@ python benchmarks/objective.py memory     peak memory of a step of 64 and of 512
 
 import json
 import resource
-import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 
-import pandas as pd
 import torch
+from table import keep, ratios, row
 
 from coral_lab import load
 from coral_lab.catalogue import catalogue
@@ -23,10 +21,9 @@ from coral_lab.pairs import mini_pairs, pair_sampler
 
 RUNS, CHUNK = 9, 32
 OBJECTIVES = {"contrastive": CONTRASTIVE, "coral": Coral()}
-OUT = Path(__file__).with_suffix(".csv")
 
 
-def timings() -> pd.DataFrame:
+def timings() -> list[dict]:
     """Seconds of a step of 128 pairs, forward and backward, pictures already processed."""
     shop, model = catalogue("mini", "val"), load("mini-base")
     model.network.train()
@@ -42,13 +39,8 @@ def timings() -> pd.DataFrame:
             gradients(model, heads[name], batch, coral)
             if run:  # the first is warm-up
                 seconds[name].append(time.perf_counter() - started)
-    ratios = [b / a for a, b in zip(*seconds.values(), strict=True)]
-    rows = [(f"{name} step of 128 pairs, s", values) for name, values in seconds.items()]
-    rows.append(("coral / contrastive, same batch", ratios))
-    return pd.DataFrame(
-        [(name, statistics.median(v), min(v), max(v), len(v)) for name, v in rows],
-        columns=["what", "median", "least", "most", "runs"],
-    ).round(4)
+    rows = [row(f"{name} step of 128 pairs, s", values) for name, values in seconds.items()]
+    return [*rows, row("coral / contrastive, same batch", ratios(seconds["coral"], seconds["contrastive"]))]
 
 
 def peak(pairs: int) -> dict[str, float]:
@@ -69,7 +61,7 @@ def _peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def memory() -> pd.DataFrame:
+def memory() -> list[dict]:
     rows = []
     for pairs in (64, 512):
         command = [sys.executable, __file__, "peak", str(pairs)]
@@ -77,19 +69,14 @@ def memory() -> pd.DataFrame:
             json.loads(subprocess.run(command, check=True, capture_output=True).stdout) for _ in range(3)
         ]
         own = [run["step"] - run["before"] for run in found]
-        rows.append((f"step of {pairs} pairs, {CHUNK} at a time: peak over the loaded model, MB",
-                     statistics.median(own), min(own), max(own), len(own)))  # fmt: skip
-    rows.append(("growth from 64 to 512 pairs", rows[1][1] / rows[0][1] - 1, None, None, 1))
-    return pd.DataFrame(rows, columns=["what", "median", "least", "most", "runs"]).round(4)
+        rows.append(row(f"step of {pairs} pairs, {CHUNK} at a time: peak over the loaded model, MB", own))
+    growth = rows[1]["median"] / rows[0]["median"] - 1
+    return [*rows, row("growth from 64 to 512 pairs", [growth])]
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["peak"]:
         print(json.dumps(peak(int(sys.argv[2]))))
     else:
-        found = memory() if sys.argv[1:] == ["memory"] else timings()
-        if OUT.exists():
-            old = pd.read_csv(OUT)
-            found = pd.concat([old[~old["what"].isin(found["what"])], found])
-        found.to_csv(OUT, index=False)
-        print(found.to_string(index=False))
+        rows = memory() if sys.argv[1:] == ["memory"] else timings()
+        print(keep("objective", rows).to_string(index=False))

@@ -1,4 +1,4 @@
-"""What a store costs at MERIT's size: 51,177 embeddings of 2048 dimensions. Writes benchmarks/store.csv.
+"""What a store costs at MERIT's size: 51,177 embeddings of 2048 dimensions.
 
 python benchmarks/store.py        writes them, then opens and searches them in a process of its own
 """
@@ -9,22 +9,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 
 import numpy as np
-import pandas as pd
+from table import keep, row
 
 from coral_lab.vectors import Row, Vectors
 
 COUNT, DIM, BATCH, SEARCHES = 51_177, 2048, 4096, 10
-OUT = Path(__file__).with_suffix(".csv")
 
 
-def table(folder: str) -> Vectors:
+def store_in(folder: str) -> Vectors:
     return Vectors(folder, "synthetic", DIM, {"model": "synthetic"})
 
 
-def ingest(folder: str) -> dict[str, float]:
+def ingest(folder: str) -> dict[str, list[float]]:
     """Seconds to write all, with metadata and thumbnails of 4 kB."""
     random, seconds = np.random.default_rng(0), 0.0
     thumbnail = random.bytes(4096)
@@ -35,14 +33,14 @@ def ingest(folder: str) -> dict[str, float]:
         rows = [Row(f"{i:032x}", "product", str(i), f"title {i}", "shoes" if i % 16 else "bag", "th", "TH", ("color=red",), thumbnail)
                 for i in ids]  # fmt: skip
         started = time.perf_counter()
-        table(folder).commit(rows, vectors)
+        store_in(folder).commit(rows, vectors)
         seconds += time.perf_counter() - started
-    return {"ingest, vectors a second": COUNT / seconds}
+    return {"ingest, vectors a second": [COUNT / seconds]}
 
 
-def search(folder: str) -> dict[str, float]:
+def search(folder: str) -> dict[str, list[float]]:
     """Peak memory of a process that opens the store and searches it, and seconds a search."""
-    random, store, seconds = np.random.default_rng(1), table(folder), []
+    random, store, seconds = np.random.default_rng(1), store_in(folder), []
     for number in range(SEARCHES):
         query = random.standard_normal(DIM, dtype=np.float32)
         started = time.perf_counter()
@@ -51,8 +49,8 @@ def search(folder: str) -> dict[str, float]:
         assert len(rows) == 10
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     size = COUNT * DIM * 4 / 2**20
-    return {"search, s": float(np.median(seconds[::2])), "search of one class, s": float(np.median(seconds[1::2])),
-            "peak memory, MB": peak, "vectors, MB": size, "peak memory / vectors": peak / size}  # fmt: skip
+    return {"search, s": seconds[::2], "search of one class, s": seconds[1::2], "peak memory, MB": [peak],
+            "vectors, MB": [size], "peak memory / vectors": [peak / size]}  # fmt: skip
 
 
 if __name__ == "__main__":
@@ -65,6 +63,5 @@ if __name__ == "__main__":
                 [sys.executable, __file__, "search", folder], check=True, capture_output=True
             )
             found |= json.loads(done.stdout.splitlines()[-1])
-        result = pd.DataFrame(found.items(), columns=["what", "measured"]).round(3)
-        result.to_csv(OUT, index=False)
-        print(result.to_string(index=False))
+        rows = [row(name, values) for name, values in found.items()]
+        print(keep("store", rows).to_string(index=False))

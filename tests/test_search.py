@@ -4,11 +4,19 @@ from inspect import unwrap
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coral_lab import search
 from coral_lab.search import top_k
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_pools_are_worth_int8():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "SIZE", 1)
+        yield
 
 
 def brute_force(queries: np.ndarray, candidates: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -125,3 +133,128 @@ def test_a_row_that_is_not_finite_is_named(name, value):
     arrays[name][8, 0] = -value
     with pytest.raises(ValueError, match=f"{name} hold NaN or infinity in row 6"):
         top_k(arrays["queries"], arrays["candidates"], 1)
+
+
+def by_int8(monkeypatch) -> list[int]:
+    """From here on, how many queries int8 left to float32, call by call; skips where the processor has none."""
+    if not search._has_int8():
+        pytest.skip("the processor has no VNNI")
+    left, pass_ = [], search._by_int8
+    monkeypatch.setattr(search, "_by_int8", lambda *a: (rows := pass_(*a), left.append(len(rows)))[0])
+    return left
+
+
+def unit(count: int, dim: int, seed: int) -> np.ndarray:
+    rows = vectors(count, dim, seed)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def clusters(count: int, dim: int, seed: int, noise: float) -> np.ndarray:
+    """Twenty a cluster, as far from its centre as the noise says."""
+    rows = unit(count // 20, dim, seed).repeat(20, 0) + noise * unit(count // 20 * 20, dim, seed + 1)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def sorted_dots(queries: np.ndarray, candidates: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """`brute_force` for larger arrays: NumPy's dot product of each pair, sorted."""
+    scores = np.vecdot(queries[:, None], candidates)
+    rows = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(scores, rows, 1), rows
+
+
+@pytest.mark.parametrize("noise", [0.3, 1.0])
+@pytest.mark.parametrize("k", [1, 10, 40])
+def test_a_prepared_pool_gives_what_sorting_gives_to_the_last_bit(monkeypatch, noise, k):
+    left = by_int8(monkeypatch)
+    candidates = clusters(6000, 64, 0, noise)
+    queries = candidates[::200] + 0.1 * unit(30, 64, 5)
+    scores, rows = top_k(queries, search.prepare(candidates), k)
+    expected_scores, expected_rows = sorted_dots(queries, candidates, k)
+    np.testing.assert_array_equal(rows, expected_rows)
+    np.testing.assert_array_equal(scores, expected_scores)
+    assert len(left) == 1
+    if k <= 10 and noise < 1:
+        assert left == [0]  # else the test would be of float32
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 70), st.sampled_from([-100, -1, 0, 1]), st.integers(2, 40))
+def test_ties_go_to_the_lower_row_in_a_prepared_pool(seed, k, low, dim):
+    queries, candidates = vectors(5, dim, seed, low), vectors(32 * 4 * 70, dim, seed + 1, low)
+    pool = search.prepare(candidates)
+    scores, rows = top_k(queries, pool, k)
+    expected_scores, expected_rows = sorted_dots(queries, candidates, k)
+    np.testing.assert_array_equal(rows, expected_rows)
+    np.testing.assert_array_equal(scores, expected_scores)
+
+
+def test_more_near_duplicates_than_int8_can_tell_apart_are_left_to_float32(monkeypatch):
+    left = by_int8(monkeypatch)
+    near = unit(1, 64, 0) + 1e-4 * unit(1500, 64, 1)
+    candidates = np.concatenate([unit(1500, 64, 2), near / np.linalg.norm(near, axis=1, keepdims=True)])
+    queries = np.concatenate([candidates[-1:], unit(1, 64, 2), candidates[-2:-1]])
+    scores, rows = top_k(queries, search.prepare(candidates), 10)
+    assert left[0] >= 2
+    expected_scores, expected_rows = sorted_dots(queries, candidates, 10)
+    np.testing.assert_array_equal(rows, expected_rows)
+    np.testing.assert_array_equal(scores, expected_scores)
+
+
+def test_no_answer_depends_on_what_else_is_asked_or_on_blocks(monkeypatch):
+    candidates = clusters(3000, 64, 0, 0.5)
+    queries = np.concatenate([candidates[::75], unit(20, 64, 9)])
+    pool = search.prepare(candidates)
+    whole = top_k(queries, pool, 10)
+    ways = [top_k(queries, candidates, 10)]
+    ways += [tuple(map(np.concatenate, zip(*(top_k(q[None], pool, 10) for q in queries), strict=True)))]
+    ways += [tuple(map(np.concatenate, zip(*(top_k(q[None], candidates, 10) for q in queries), strict=True)))]
+    for name, value in {"QUERIES": 7, "PART": 700, "TILE": 100, "PAIRS": 3, "ROWS": 50, "BLOCK_BYTES": 4 * 3000, "MANY": 1}.items():  # fmt: skip
+        monkeypatch.setattr(search, name, value)
+        ways += [top_k(queries, pool, 10), top_k(queries, candidates, 10)]
+    ways += [top_k(queries, np.asfortranarray(candidates), 10)]
+    for scores, rows in ways:
+        np.testing.assert_array_equal(rows, whole[1])
+        np.testing.assert_array_equal(scores, whole[0])
+
+
+def test_without_int8_a_pool_is_searched_in_float32(monkeypatch):
+    candidates = clusters(3000, 64, 0, 0.5)
+    expected = top_k(candidates[:30], search.prepare(candidates), 10)
+    monkeypatch.setattr(search, "_has_int8", lambda: False)
+    pool = search.prepare(candidates)
+    assert pool.codes is None
+    for found, wanted in zip(top_k(candidates[:30], pool, 10), expected, strict=True):
+        np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+def test_a_bfloat16_file_gives_what_its_rows_in_memory_give(tmp_path, prepared):
+    rows = torch.from_numpy(clusters(3000, 64, 0, 0.5)).bfloat16()
+    (tmp_path / "rows").write_bytes(rows.view(torch.int16).numpy().tobytes())
+    mapped = torch.from_file(
+        str(tmp_path / "rows"), shared=False, size=rows.numel(), dtype=torch.bfloat16
+    ).view(-1, 64)
+    inside, queries = rows.float().numpy(), rows[:40].float().numpy()
+    found = top_k(queries, search.prepare(mapped) if prepared else mapped, 10)
+    for one, other in zip(found, top_k(queries, inside, 10), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_int8_products_do_not_saturate():
+    ends = np.full((3000, 256), 1, np.float32)
+    ends[1::2] = -1
+    scores, rows = top_k(ends[:2], search.prepare(ends), 2)
+    np.testing.assert_array_equal(scores, np.full((2, 2), 256))
+    np.testing.assert_array_equal(rows, [[0, 2], [1, 3]])
+
+
+def test_a_pool_that_cannot_be_is_refused():
+    broken = vectors(5000)
+    broken[4321, 3] = np.nan
+    with pytest.raises(ValueError, match="candidates hold NaN or infinity in row 4321"):
+        search.prepare(broken)
+    with pytest.raises(ValueError, match=r"shapes are \(2, 8\) and \(9, 7\)"):
+        top_k(vectors(2), search.prepare(vectors(9, 7)), 1)
+    assert len(search.prepare(vectors(9))) == 9
+    large = np.full((3, 4), 1e30, np.float32)  # finite, though its squares are not
+    assert search.prepare(large).norm == pytest.approx(2e30)
