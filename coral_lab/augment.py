@@ -29,7 +29,8 @@ def move(
     """Each picture turned and enlarged about its middle, then moved; its edge is repeated.
 
     `values` are as Qwen2-VL's image processor lays them out: (height, width) in blocks of `merge` x `merge` patches,
-    each patch (channel, time, y, x). Pictures of several sizes in one batch are moved size by size.
+    each patch (channel, time, y, x). A picture is every frame of its own patch: one is moved and repeated. Pictures
+    of several sizes in one batch are moved size by size.
     """
     moved = torch.empty_like(values)
     owner = torch.arange(len(grids)).repeat_interleave(grids.prod(-1))
@@ -37,18 +38,12 @@ def move(
         pictures = (grids == grid).all(-1)
         rows = pictures[owner]
         _, height, width = grid.tolist()
-        blocks = (
-            -1,
-            height // merge,
-            width // merge,
-            merge,
-            merge,
-            CHANNELS,
-            values.shape[1] // CHANNELS // patch**2,
-        )
-        whole = values[rows].view(*blocks, patch, patch).permute(0, 5, 6, 1, 3, 7, 2, 4, 8)
-        image = _moved(whole.reshape(len(whole), -1, height * patch, width * patch), moves[pictures])
-        moved[rows] = image.view(whole.shape).permute(0, 3, 6, 4, 7, 1, 2, 5, 8).reshape(-1, values.shape[1])
+        blocks = (height // merge, width // merge, merge, merge, CHANNELS)
+        patches = values[rows].view(len(moves[pictures]), *blocks, -1, patch, patch)
+        whole = patches[..., 0, :, :].permute(0, 5, 1, 3, 6, 2, 4, 7)
+        image = _moved(whole.reshape(len(whole), CHANNELS, height * patch, width * patch), moves[pictures])
+        back = image.view(whole.shape).permute(0, 2, 5, 3, 6, 1, 4, 7)
+        moved[rows] = back.unsqueeze(-3).expand(patches.shape).reshape(-1, values.shape[1])
     return moved
 
 

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from coral_lab import parallel
 from coral_lab.coral import Content, Coral, Decoders, content, reconstructions, token_embeddings
-from coral_lab.inputs import Moves, Prompt, Vision, draw_moves, last_states, pool, prompt, see
+from coral_lab.inputs import Moves, Prompt, Vision, draw_moves, pool, prompt, see
 from coral_lab.interleaved import Format, Product, Query
 from coral_lab.losses import info_nce
 from coral_lab.models import Model
+from coral_lab.reading import last_states
 from coral_lab.training import Objective, Step
 
 

@@ -16,18 +16,23 @@ import torch
 from jaxtyping import Float32
 from tqdm.auto import tqdm
 
-from coral_lab import fingerprints
+from coral_lab import batches, fingerprints
+from coral_lab.batches import Batch
 from coral_lab.images import ItemError, jpeg
-from coral_lab.inputs import Item, Prompt, embed, prompt, see, tokenize
+from coral_lab.inputs import Item, Prompt, pool, prompt
 from coral_lab.interleaved import Format, Product, Query
 from coral_lab.models import Model
 from coral_lab.pixels import key
+from coral_lab.reading import last_states
 from coral_lab.vectors import Row, Vectors
 
 log = logging.getLogger(__name__)
 
 WINDOW = 16
 """Batches that are sorted by length together."""
+
+TOKENS, CPU_TOKENS = 2**14, 2**11
+"""Tokens of a batch at most, padding included, unless one item is longer. A CPU gains nothing from more of them."""
 
 COMMIT_EVERY = 5.0
 """Seconds of work that a kill may cost at most, beside the batch at hand."""
@@ -56,7 +61,8 @@ def encode(
     """L2-normalised embeddings in the order given; one row for a single item.
 
     An item is a Product, a Query, or chat messages as the model card builds them; `format` is how queries are
-    worded. A progress bar shows by default from four batches on. Out of memory on a GPU halves the batch, with a
+    worded. A batch has at most `batch_size` items, fewer if they are long. A picture that several items show is looked
+    at once. A progress bar shows by default from four batches on. Out of memory on a GPU halves the batch, with a
     warning. `store` is a folder or an object store's address, where embeddings are kept and found again: by default
     where $CORAL_LAB_STORE says, and "" for nowhere. Raises ItemError naming the item that cannot be used; with
     `on_error` "skip" its row is NaN and a warning lists it.
@@ -183,13 +189,16 @@ class _Keeper:
         if self.pending:
             own = [_row(self.items[i], self.keys[i], self._thumbnail(i)) for i in self.pending]
             self.vectors.commit(own, rows[self.pending])
-            self.pending = []
-        self.model.pixels.thumbnails.clear()
+        for i in self.pending:  # those of batches to come are being made
+            for picture in self.prompts[i].pictures:
+                self.model.pixels.thumbnails.pop(key(picture), None)
+        self.pending = []
         self.since = time.monotonic()
 
     def close(self, rows: np.ndarray) -> None:
         self.model.pixels.thumbnail_size = None
         self.commit(rows)
+        self.model.pixels.thumbnails.clear()
 
     def _thumbnail(self, i: int) -> bytes | None:
         item = self.items[i]
@@ -227,47 +236,36 @@ def _batches(
     """Places and embeddings, batch by batch. What is missing of a window is batched as if it had never been stopped:
     a run commits whole batches in this same order."""
     window = batch_size * WINDOW
-    for start in range(0, count, window):
-        places = [i for i in range(start, min(start + window, count)) if i in todo]
-        # Like lengths together: padding is work for nothing.
-        places.sort(key=lambda i: (len(prompts[i].pictures), len(prompts[i].text)))
-        while places:
-            some = places[:batch_size]
+    starts = range(0, count, window)
+    windows = [[i for i in range(at, min(at + window, count)) if i in todo] for at in starts]
+    tokens = CPU_TOKENS if model.device.type == "cpu" else TOKENS
+    for batch in batches.plan(model, prompts, windows, batch_size, tokens):
+        waiting = list(batch.parts(batch_size, tokens))
+        while waiting:
+            some, *rest = waiting
             try:
-                rows = _embed(model, [prompts[i] for i in some])
+                yield some.places, _embed(model, some)
+                waiting = rest
             except torch.OutOfMemoryError:
-                if batch_size == 1:
+                if len(some) == 1:
                     raise
                 torch.cuda.empty_cache()
+                tokens = len(some) * some.lengths[-1] // 2
                 log.warning(
-                    "out of GPU memory with batch_size %d; going on with %d", batch_size, batch_size // 2
-                )
-                batch_size //= 2
-                continue
-            except ItemError:
-                some = _usable(model, prompts, some, refuse)
-                rows = _embed(model, [prompts[i] for i in some])
-            places = places[batch_size:]
-            if some:
-                yield some, rows
-
-
-def _embed(model: Model, batch: Sequence[Prompt]) -> Float32[np.ndarray, "row dim"]:
-    return (
-        embed(model, batch, see(model, batch)).cpu().numpy()
-        if batch
-        else np.empty((0, model.dim), np.float32)
-    )
-
-
-def _usable(model: Model, prompts: dict[int, Prompt], some: Sequence[int], refuse: Callable) -> list[int]:
-    """Those of a batch that can be used, tried one by one; the others are refused."""
-    good = []
-    for i in some:
-        try:
-            tokenize(model, [prompts[i]], see(model, [prompts[i]]))
-        except ItemError as error:
+                    "out of GPU memory with %d items; going on with %d of as many tokens",
+                    len(some), len(some) // 2,
+                )  # fmt: skip
+                waiting = [part for whole in waiting for part in whole.parts(batch_size, tokens)]
+            except ItemError as error:  # a text that is too long
+                if len(some) == 1:
+                    refuse(some.places[0], error)
+                    waiting = rest
+                else:
+                    waiting = [*some.parts(1, tokens), *rest]
+        batches.forget(batch)
+        for i, error in batch.refused:  # at last, so that the others of its batch are kept
             refuse(i, error)
-        else:
-            good.append(i)
-    return good
+
+
+def _embed(model: Model, batch: Batch) -> Float32[np.ndarray, "row dim"]:
+    return pool(last_states(model, batch.prompts, batches.vision(model, batch), len(batch))).cpu().numpy()

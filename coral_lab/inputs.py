@@ -19,7 +19,7 @@ from coral_lab import augment
 from coral_lab.images import ItemError, Picture
 from coral_lab.interleaved import Format, Product, Query, name_of, parts
 from coral_lab.models import Model
-from coral_lab.pixels import key
+from coral_lab.pixels import Pixel, key
 
 Item = Product | Query | Sequence[dict]
 """What can be encoded: a product, a query, or chat messages as the model card builds them."""
@@ -105,7 +105,15 @@ def draw_moves(prompts: Sequence[Prompt]) -> Moves:
 
 def see(model: Model, prompts: Sequence[Prompt], moves: Moves | None = None) -> Vision:
     """Run the vision tower once for each distinct picture of the prompts, each moved as `moves` says."""
-    found = model.pixels((picture, prompt.name) for prompt in prompts for picture in prompt.pictures)
+    return look(
+        model,
+        model.pixels((picture, prompt.name) for prompt in prompts for picture in prompt.pictures),
+        moves,
+    )
+
+
+def look(model: Model, found: Mapping[Hashable, Pixel], moves: Moves | None = None) -> Vision:
+    """As `see`, of pictures that are processed already."""
     if not found:
         return Vision({}, {})
     values = torch.cat([pair[0] for pair in found.values()])
@@ -127,7 +135,12 @@ def tokenize(model: Model, prompts: Sequence[Prompt], vision: Vision, answers: S
     tokens is `answer_lengths` [prompt]. Raises ItemError for a text longer than the model can read.
     """
     tokenizer, merge = model.processor.tokenizer, model.processor.image_processor.merge_size**2
-    ids = tokenizer([_expand(model, prompt, vision, merge) for prompt in prompts])["input_ids"]
+    ids = [
+        _expand(row, model.processor.image_token_id, [
+            int(vision.grids[key(picture)].prod()) // merge for picture in prompt.pictures
+        ])
+        for prompt, row in zip(prompts, token_ids(model, prompts), strict=True)
+    ]  # fmt: skip
     tails = tokenizer(list(answers))["input_ids"] if answers is not None else [[]] * len(prompts)
     longest = model.network.config.text_config.max_position_embeddings
     for prompt, row in zip(prompts, ids, strict=True):
@@ -145,11 +158,15 @@ def tokenize(model: Model, prompts: Sequence[Prompt], vision: Vision, answers: S
     return batch
 
 
-def _expand(model: Model, prompt: Prompt, vision: Vision, merge: int) -> str:
-    pieces = prompt.text.split(model.processor.image_token)
-    counts = [int(vision.grids[key(picture)].prod()) // merge for picture in prompt.pictures]
-    tokens = (model.processor.image_token * count for count in counts)
-    return pieces[0] + "".join(token + piece for token, piece in zip(tokens, pieces[1:], strict=True))
+def token_ids(model: Model, prompts: Sequence[Prompt]) -> list[list[int]]:
+    """Of each prompt's text, with one image token for each picture."""
+    return model.processor.tokenizer([prompt.text for prompt in prompts])["input_ids"] if prompts else []
+
+
+def _expand(ids: Sequence[int], image_token: int, counts: Sequence[int]) -> list[int]:
+    """Each image token as often as its picture has features; never a piece of a word, it splits the text."""
+    left = iter(counts)
+    return [token for id in ids for token in ([id] * next(left) if id == image_token else [id])]
 
 
 def read(
@@ -187,8 +204,3 @@ def last_states(
     back = torch.empty(len(order), dtype=torch.long)
     back[order] = torch.arange(len(order))
     return torch.cat(rows)[back.to(model.device)]
-
-
-def embed(model: Model, prompts: Sequence[Prompt], vision: Vision) -> Float[Tensor, "row dim"]:
-    """Embeddings of prompts that fit in one batch, in their order."""
-    return pool(last_states(model, prompts, vision, len(prompts)))

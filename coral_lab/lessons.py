@@ -20,9 +20,10 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from coral_lab.catalogue import ATTRIBUTES, VISUAL, named_in_title, stated
-from coral_lab.inputs import Item, draw_moves, last_states, prompt, read, see, tokenize
+from coral_lab.inputs import Item, draw_moves, prompt, see, tokenize
 from coral_lab.interleaved import Product, Query
 from coral_lab.models import Model
+from coral_lab.reading import by_length, last_states, read_last
 
 SLOTS = ("class", *ATTRIBUTES)
 UNKNOWN = "-"
@@ -119,9 +120,18 @@ def _answers(
     prompts = [prompt(model, item) for item, _ in lessons]
     vision = see(model, prompts, draw_moves(prompts) if augmented else None)
     end = model.processor.tokenizer.eos_token
-    batch = tokenize(model, prompts, vision, [text + end for _, text in lessons])
-    hidden = read(model, prompts, vision, batch)
-    lengths, width = batch["answer_lengths"], hidden.shape[1]
-    is_answer = torch.arange(1, width) >= width - lengths[:, None]
-    logits = model.network.lm_head(hidden[:, :-1][is_answer])
-    return logits.float(), batch["input_ids"][:, 1:][is_answer].to(logits.device), lengths.tolist()
+    rows: dict[int, tuple[Tensor, Tensor]] = {}
+    for some in by_length(prompts):
+        own = [prompts[i] for i in some]
+        batch = tokenize(model, own, vision, [lessons[i][1] + end for i in some])
+        lengths = batch["answer_lengths"]
+        count = int(lengths.max())
+        is_answer = torch.arange(count) >= count - lengths[:, None]
+        hidden = read_last(model, own, vision, batch, count + 1)[:, :-1][is_answer]
+        ids = batch["input_ids"][:, -count:][is_answer].to(hidden.device)
+        logits = model.network.lm_head(hidden).float()
+        rows |= zip(
+            some, zip(logits.split(lengths.tolist()), ids.split(lengths.tolist()), strict=True), strict=True
+        )
+    logits, targets = zip(*(rows[i] for i in range(len(prompts))), strict=True)
+    return torch.cat(logits), torch.cat(targets), [len(ids) for ids in targets]

@@ -90,13 +90,14 @@ def load(
     """Load "mini", "mini-contrastive", "mini-base", a folder, or a hub id such as "Bia/CORAL".
 
     A folder may hold a LoRA adapter, which is merged into its base. `device` is by default CUDA, else MPS, else
-    the CPU; `dtype` bfloat16 on GPUs and float32 on the CPU; `attention` FlashAttention 2 on CUDA where it is
-    installed, else SDPA. `revision` is a hub branch, tag or commit; `offline` looks only at what was downloaded.
+    the CPU; `dtype` bfloat16 on GPUs, and on the CPU if it computes in bfloat16 itself and the checkpoint was saved in
+    it (CORAL is, coral-mini is not: its figures do not depend on the machine), else float32; `attention`
+    FlashAttention 2 on CUDA where it is installed, else SDPA. `revision` is a hub branch, tag or commit; `offline` looks only at what was downloaded.
     Only safetensors are read and no code from a checkpoint is run.
     Raises CheckpointError, with the way out, for anything that is not a whole Qwen2.5-VL checkpoint.
     """
     device = torch.device(device or _best_device())
-    dtype = _dtype(dtype, device)
+    dtype = _checked(dtype)
     folder = _folder(str(name), revision, offline)
     if (folder / "adapter_config.json").is_file():
         base = _read_json(folder / "adapter_config.json").get("base_model_name_or_path")
@@ -104,8 +105,9 @@ def load(
             raise CheckpointError(
                 f"{folder}/adapter_config.json names no base model; set base_model_name_or_path"
             )
-        network = _merge_adapter(_network(_folder(base, None, offline), dtype, device, attention), folder)
-        processors = folder if (folder / "tokenizer_config.json").is_file() else _folder(base, None, offline)
+        whole = _folder(base, None, offline)
+        network = _merge_adapter(_network(whole, dtype, device, attention), folder)
+        processors = folder if (folder / "tokenizer_config.json").is_file() else whole
     else:
         network, processors = _network(folder, dtype, device, attention), folder
     return Model(str(name), network.to(device).eval(), _processor(processors))
@@ -117,13 +119,23 @@ def _best_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def _dtype(dtype: torch.dtype | str | None, device: torch.device) -> torch.dtype:
-    if dtype is None:
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
+def _checked(dtype: torch.dtype | str | None) -> torch.dtype | None:
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if found not in (torch.float32, torch.bfloat16, torch.float16):
+    if found not in (None, torch.float32, torch.bfloat16, torch.float16) or (found is None and dtype):
         raise ValueError(f"dtype is {dtype!r}; use float32, bfloat16 or float16")
     return found
+
+
+def _best_dtype(device: torch.device, config: dict) -> torch.dtype:
+    saved = config.get("dtype", config.get("torch_dtype"))
+    halves = device.type != "cpu" or (saved == "bfloat16" and _computes_bfloat16())
+    return torch.bfloat16 if halves else torch.float32
+
+
+def _computes_bfloat16() -> bool:
+    """Whether this CPU has instructions for products of bfloat16; without them they are slower than float32."""
+    found = torch.cpu.get_capabilities()
+    return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
 
 def _folder(name: str, revision: str | None, offline: bool) -> Path:
@@ -159,9 +171,10 @@ def _read_json(file: Path) -> dict:
         raise CheckpointError(f"{file} is no JSON ({error}); copy it again") from error
 
 
-def _network(folder: Path, dtype: torch.dtype, device: torch.device, attention: str | None):
+def _network(folder: Path, dtype: torch.dtype | None, device: torch.device, attention: str | None):
     """The model of a folder on the CPU or, where it fits, straight on its device; every weight accounted for."""
-    architectures = _read_json(folder / "config.json").get("architectures")
+    config = _read_json(folder / "config.json")
+    architectures = config.get("architectures")
     if architectures != [ARCHITECTURE]:
         raise CheckpointError(
             f"{folder} is a {architectures} checkpoint; coral_lab reads {ARCHITECTURE} only"
@@ -170,6 +183,7 @@ def _network(folder: Path, dtype: torch.dtype, device: torch.device, attention: 
         raise CheckpointError(
             f"{folder} has no *.safetensors; convert its weights, pickled ones are not loaded"
         )
+    dtype = dtype or _best_dtype(device, config)
     if attention is None:
         has_flash = device.type == "cuda" and dtype != torch.float32 and find_spec("flash_attn") is not None
         attention = "flash_attention_2" if has_flash else "sdpa"

@@ -1,17 +1,25 @@
 """Pictures on their way to the vision tower, each distinct one opened and processed once."""
 
+import io
+import warnings
 from collections.abc import Hashable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from jaxtyping import Float32, Int64
 from PIL import Image
-from qwen_vl_utils.vision_process import fetch_image
+from qwen_vl_utils.vision_process import fetch_image, smart_resize
 from torch import Tensor
 
 from coral_lab.images import Picture, jpeg, open_image
 
 LIMIT = 2**30
+
+USUAL = (448, 448)
+"""Width and height in pixels that a picture is taken to have if it would have to be drawn, fetched or decoded to know."""
+
+FACTOR = 28
+"""Both sides are multiples of this many pixels when qwen-vl-utils is done."""
 
 Pixel = tuple[Float32[Tensor, "patch 1176"], Int64[Tensor, " 3"]]
 """A processed picture: `pixel_values` and its grid (time, height, width) in patches."""
@@ -55,6 +63,23 @@ class Pixels:
                 self.size += pixel[0].numel() * pixel[0].element_size()
         return {k: fresh[k] if k in fresh else self._kept[k][1] for k in wanted}
 
+    def tokens(self, picture: Picture) -> int:
+        """How many image tokens a picture will be, told from its size, and 0 if it cannot be read: opening it says why.
+
+        An estimate if the size is not at hand, see USUAL.
+        """
+        merge = self.image_processor.merge_size**2
+        if kept := self._kept.get(key(picture)):
+            return int(kept[1][1].prod()) // merge
+        try:
+            width, height = _size(picture)
+            return (
+                self.image_processor.get_number_of_image_patches(*smart_resize(height, width, FACTOR))
+                // merge
+            )
+        except (OSError, ValueError, Image.DecompressionBombError):
+            return 0
+
     def _process(self, pictures: list[tuple[Picture, str]]) -> list[Pixel]:
         """As the model card's code does: qwen-vl-utils first, then the checkpoint's image processor."""
         if not pictures:
@@ -70,3 +95,17 @@ class Pixels:
         if self.thumbnail_size:
             self.thumbnails[key(pair[0])] = jpeg(image, pair[1], self.thumbnail_size)
         return fetch_image({"image": image})
+
+
+def _size(picture: Picture) -> tuple[int, int]:
+    """Width and height, up to their order; at most a file's header is read."""
+    if isinstance(picture, Image.Image):
+        return picture.size
+    if callable(picture) or str(picture).startswith("data:"):
+        return USUAL
+    file = picture if isinstance(picture, bytes) else str(picture).removeprefix("file://")
+    with (
+        warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning),
+        Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image,
+    ):
+        return image.size

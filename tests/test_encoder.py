@@ -157,16 +157,18 @@ def test_bfloat16_stays_close(random_folder, random_model, mixed_queries):
 
 
 def test_running_out_of_memory_halves_the_batch_and_says_so(random_model, shop, monkeypatch, caplog):
-    def cramped(model, prompts, vision):
-        if len(prompts) > 2:
+    plain = encoder_module._embed
+
+    def cramped(model, batch):
+        if len(batch) > 2:
             raise torch.OutOfMemoryError("no memory")
-        return inputs.embed(model, prompts, vision)
+        return plain(model, batch)
 
     expected = encode(random_model, shop.products[:9])
-    monkeypatch.setattr(encoder_module, "embed", cramped)
+    monkeypatch.setattr(encoder_module, "_embed", cramped)
     with caplog.at_level(logging.WARNING):
         np.testing.assert_allclose(encode(random_model, shop.products[:9], batch_size=8), expected, atol=1e-5)
-    assert "going on with 4" in caplog.text
+    assert "8 items; going on with 4" in caplog.text
     assert "going on with 2" in caplog.text
 
 
@@ -174,7 +176,7 @@ def test_running_out_of_memory_with_one_item_is_an_error(random_model, shop, mon
     def full(*_):
         raise torch.OutOfMemoryError("no memory")
 
-    monkeypatch.setattr(encoder_module, "embed", full)
+    monkeypatch.setattr(encoder_module, "_embed", full)
     with pytest.raises(torch.OutOfMemoryError):
         encode(random_model, shop.products[:3], batch_size=2)
 

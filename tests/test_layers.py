@@ -13,11 +13,11 @@ MODULES = sorted(file.stem for file in PACKAGE.glob("*.py"))
 
 # A module may import what stands on the floors below its own, nothing on its own floor or above.
 FLOORS = [
-    "augment cards errors html images losses metrics outlines parallel search vision",
+    "augment cards errors html images last_layer losses metrics outlines parallel search vision",
     "geometry hub interleaved marks pixels plots rows shapes_accessories shapes_clothes shapes_home vectors",
     "hits instructions models shapes titles widgets",
     "drawing inputs maps merit_files mini picker queries training",
-    "catalogue coral fingerprints",
+    "batches catalogue coral fingerprints reading",
     "contrastive encoder lessons",
     "attributes evaluation pairs probing rebuilding store",
     "__init__ ablations bench comparing demo experiments mistakes stages",

@@ -51,11 +51,38 @@ def test_dtype_can_be_set(random_folder):
 
 
 def test_defaults_follow_the_device(monkeypatch):
-    assert models_module._dtype(None, torch.device("cuda")) == torch.bfloat16
-    assert models_module._dtype(None, torch.device("mps")) == torch.bfloat16
-    assert models_module._dtype(None, torch.device("cpu")) == torch.float32
+    for device in ("cuda", "mps"):
+        assert models_module._best_dtype(torch.device(device), {"dtype": "float32"}) == torch.bfloat16
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert models_module._best_device() == "cuda"
+
+
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("saved", ["float32", "bfloat16", "float16", None])
+@pytest.mark.parametrize("name", ["dtype", "torch_dtype"])
+def test_a_cpu_that_computes_in_bfloat16_does_so_for_checkpoints_saved_in_it(
+    copy, monkeypatch, native, saved, name
+):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": native, "avx2": True})
+    config = json.loads((copy / "config.json").read_text())
+    config.pop("dtype", None)
+    (copy / "config.json").write_text(json.dumps(config | ({name: saved} if saved else {})))
+    half = native and saved == "bfloat16"
+    assert load(copy, device="cpu").dtype == (torch.bfloat16 if half else torch.float32)
+    assert load(copy, device="cpu", dtype="float32").dtype == torch.float32
+
+
+def test_coral_mini_is_float32_on_every_cpu(monkeypatch):
+    monkeypatch.setattr(models_module, "_computes_bfloat16", lambda: True)
+    assert load("mini", device="cpu").dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["avx512_bf16", "amx_bf16"])
+def test_instructions_for_bfloat16_are_looked_for(monkeypatch, name):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {name: True})
+    assert models_module._computes_bfloat16()
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_f": True})
+    assert not models_module._computes_bfloat16()
 
 
 def test_missing_weights_are_named(copy):

@@ -1,0 +1,58 @@
+"""What many wordings of one query cost beside as many unrelated queries. Writes benchmarks/sweeps.csv.
+
+A query's pictures are looked at once, however many of its orders or languages are embedded. The model, a Qwen2.5-VL with
+random weights, and the pictures are those of benchmarks/encode.py.
+
+python benchmarks/sweeps.py
+"""
+
+import tempfile
+from functools import partial
+from itertools import permutations
+from pathlib import Path
+
+from encode import RUNS, checkpoint, ours, products, seconds
+from table import keep, ratios, row
+
+from coral_lab import Condition, Query, load
+from coral_lab.catalogue import LANGUAGES
+
+ATTRIBUTES = ("color", "brand", "pattern", "shape")
+
+
+def unrelated(count: int) -> list[Query]:
+    """Queries of four conditions, each with four pictures of its own."""
+    shown = products(4 * count)
+    return [
+        Query(f"q{i}", own[0].class_name, tuple(map(Condition, ATTRIBUTES, own)))
+        for i, own in ((i, shown[4 * i : 4 * i + 4]) for i in range(count))
+    ]
+
+
+def main() -> list[dict]:
+    with tempfile.TemporaryDirectory() as folder:
+        model = load(checkpoint(Path(folder)))
+    queries = unrelated(24)
+    one = queries[0]
+    sweeps = {
+        "24 orders": ([one.reordered(order) for order in permutations(range(4))], queries),
+        "5 languages": ([one.edited(language=language) for language in LANGUAGES], queries[: len(LANGUAGES)]),
+    }
+    ours(model, queries[:2])
+    rows = []
+    for name, (wordings, others) in sweeps.items():
+        times = [
+            (seconds(partial(ours, model, wordings))[0], seconds(partial(ours, model, others))[0])
+            for _ in range(RUNS)
+        ]
+        own, theirs = zip(*times, strict=True)
+        rows += [
+            row(f"{name} of a query: s", own),
+            row(f"{len(others)} unrelated queries: s", theirs),
+            row(f"{name} / {len(others)} unrelated queries", ratios(own, theirs), "≤ 0.45"),
+        ]
+    return rows
+
+
+if __name__ == "__main__":
+    print(keep("sweeps", main()).to_string(index=False))

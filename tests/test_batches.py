@@ -1,0 +1,166 @@
+"""Batches are full but not too full, pictures are looked at once, and the next ones are on their way."""
+
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from coral_lab import Condition, ItemError, Product, Query, batches, encode, inputs
+from coral_lab import encoder as encoder_module
+from coral_lab.pixels import USUAL, key
+from tests.conftest import noise
+
+LENGTHS = st.lists(st.integers(1, 50), max_size=30).map(sorted)
+
+
+@settings(deadline=None)
+@given(LENGTHS, st.integers(1, 8), st.integers(1, 200))
+def test_groups_are_within_their_bounds_and_as_few_as_can_be(lengths, count, tokens):
+    found = list(batches.groups(lengths, count, tokens))
+    assert [i for group in found for i in group] == list(range(len(lengths)))
+
+    def fits(start, stop):
+        return stop - start == 1 or (stop - start <= count and (stop - start) * lengths[stop - 1] <= tokens)
+
+    assert all(fits(group.start, group.stop) for group in found)
+    assert not any(fits(group.start, group.stop + 1) for group in found[:-1])
+
+
+@settings(deadline=None)
+@given(LENGTHS.filter(len), st.integers(1, 8), st.integers(1, 200), st.integers(0, 30))
+def test_what_is_left_after_some_groups_is_grouped_as_before(lengths, count, tokens, done):
+    found = list(batches.groups(lengths, count, tokens))
+    done = min(done, len(found) - 1)
+    start = found[done].start
+    again = batches.groups(lengths[start:], count, tokens)
+    assert [range(group.start + start, group.stop + start) for group in again] == found[done:]
+
+
+@pytest.fixture
+def related(shop):
+    """Products, and queries that show two of them each."""
+    shown = [
+        Product(f"p{i}", f"title {i}", noise(60 + 28 * i, 84, seed=i), shop.products[i].class_name)
+        for i in range(5)
+    ]
+    pairs = [(0, 1), (1, 2), (4, 0), (3, 3), (2, 4)]
+    return shown + [
+        Query(f"q{i}", "bag", (Condition("color", shown[a]), Condition("brand", shown[b])))
+        for i, (a, b) in enumerate(pairs)
+    ]
+
+
+@pytest.fixture
+def looked(monkeypatch):
+    """Keys of the pictures that the vision tower looks at, and what is kept of them after each batch."""
+    keys, kept = [], []
+    look, forget = batches.look, batches.forget
+
+    def counted(model, found):
+        keys.extend(found)
+        return look(model, found)
+
+    def told(batch):
+        forget(batch)
+        kept.append({k: len(v) for k, v in batch.seen.features.items()})
+        assert batch.seen.features.keys() == batch.seen.grids.keys()
+
+    monkeypatch.setattr(batches, "look", counted)
+    monkeypatch.setattr(batches, "forget", told)
+    return keys, kept
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 32])
+def test_a_picture_is_looked_at_once_in_a_call_and_forgotten_after_its_last_item(
+    random_model, related, looked, batch_size
+):
+    alone = np.concatenate([encode(random_model, item) for item in related])
+    keys, kept = looked
+    keys.clear()
+    kept.clear()
+    np.testing.assert_allclose(encode(random_model, related, batch_size=batch_size), alone, atol=1e-5)
+    assert sorted(keys) == sorted(key(item.image) for item in related[:5])
+    assert kept[-1] == {}
+
+
+def test_what_is_kept_stays_within_its_bytes(random_model, related, looked, monkeypatch):
+    alone = np.concatenate([encode(random_model, item) for item in related])
+    keys, kept = looked
+    most = 20
+    monkeypatch.setattr(batches, "KEPT", most * random_model.dim * 4)
+    for bound in (most, 0):
+        keys.clear()
+        kept.clear()
+        monkeypatch.setattr(batches, "KEPT", bound * random_model.dim * 4)
+        np.testing.assert_allclose(encode(random_model, related, batch_size=1), alone, atol=1e-5)
+        assert max(sum(own.values()) for own in kept) <= bound
+        assert len(keys) > 5
+    assert set(keys) == {key(item.image) for item in related[:5]}
+
+
+def test_a_batch_has_no_more_tokens_than_it_may(random_model, related, monkeypatch):
+    found, last_states = [], encoder_module.last_states
+
+    def counted(model, prompts, vision, chunk):
+        found.append(inputs.tokenize(model, prompts, vision)["input_ids"].shape)
+        return last_states(model, prompts, vision, chunk)
+
+    monkeypatch.setattr(encoder_module, "last_states", counted)
+    monkeypatch.setattr(encoder_module, "CPU_TOKENS", 200)
+    encode(random_model, related)
+    assert sum(rows for rows, _ in found) == len(related)
+    assert all(rows == 1 or rows * tokens <= 200 for rows, tokens in found)
+    assert len(found) < len(related)
+
+
+def test_the_next_pictures_are_opened_while_the_model_works(random_model, monkeypatch):
+    opened, plain = threading.Event(), encoder_module._embed
+
+    def second():
+        opened.set()
+        return noise(60, 60, seed=0)
+
+    def waits(model, batch):
+        assert opened.wait(20), "the next batch's picture was not opened"
+        return plain(model, batch)
+
+    monkeypatch.setattr(encoder_module, "_embed", waits)
+    items = [Product("first", "short", noise(60, 60, seed=1)), Product("second", "a longer title", second)]
+    assert np.isfinite(encode(random_model, items, batch_size=1)).all()
+
+
+def test_items_of_a_batch_that_cannot_be_used_are_named_and_the_others_are_done(random_model, related):
+    long, broken = Product("long", "word1 " * 40_000, related[0].image), Product("broken", "", b"no picture")
+    query = Query("q", "bag", (Condition("color", broken), Condition("color", related[1])))
+    items = [*related[:3], long, broken, query, *related[3:]]
+    alone = encode(random_model, related)
+    found = encoder_module.encode_all(random_model, items, on_error="skip")
+    assert [(place, error.item) for place, error in found.skipped] == [
+        (3, "product long"),
+        (4, "product broken"),
+        (5, "query q"),
+    ]
+    np.testing.assert_allclose(np.delete(found.rows, [3, 4, 5], 0), alone, atol=1e-5)
+    with pytest.raises(ItemError, match=r"product long|product broken|query q"):
+        encode(random_model, items)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2000, 10), (57, 57), (84, 84), (301, 57), (500, 400)])
+def test_image_tokens_are_told_from_the_size(random_model, size, tmp_path):
+    picture = noise(*size, seed=0)
+    picture.save(tmp_path / "p.png")
+    expected = random_model.pixels([(picture, "it")])[key(picture)][1].prod() // 4
+    for form in (picture, tmp_path / "p.png", f"file://{tmp_path}/p.png", (tmp_path / "p.png").read_bytes()):
+        assert random_model.pixels.tokens(form) == expected
+    assert expected > 0
+
+
+def test_image_tokens_that_cannot_be_told(random_model, tmp_path):
+    usual = random_model.pixels.tokens(Image.new("RGB", USUAL))
+    assert random_model.pixels.tokens(lambda: pytest.fail("it was drawn")) == usual
+    strip = Image.new("RGB", (8000, 10))
+    for broken in (b"no picture", tmp_path / "none.png", "https://example.com/a.png", strip):
+        assert random_model.pixels.tokens(broken) == 0

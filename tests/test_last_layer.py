@@ -1,0 +1,83 @@
+"""The last layer at the last places gives what the whole layer gives there, and the same gradients."""
+
+import threading
+
+import pytest
+import torch
+
+from coral_lab.inputs import prompt, read, see, tokenize
+from coral_lab.last_layer import only_last
+from coral_lab.models import add_lora, load
+
+
+def states(model, items, count):
+    """The last `count` states [row, count, dim] and the gradients of a weighing of them, the padding left out."""
+    prompts = [prompt(model, item) for item in items]
+    vision = see(model, prompts)
+    batch = tokenize(model, prompts, vision)
+    hidden = read(model, prompts, vision, batch)[:, -count:] * batch["attention_mask"][:, -count:, None]
+    model.network.zero_grad()
+    torch.manual_seed(0)
+    (hidden * torch.randn_like(hidden)).sum().backward()
+    found = {name: p.grad for name, p in model.network.named_parameters() if p.grad is not None}
+    model.network.zero_grad()
+    return hidden.detach(), found
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("count", [1, 7, 1000])
+@pytest.mark.parametrize("padded", [True, False])
+def test_states_and_gradients_are_those_of_the_whole_layer(
+    random_folder, shop, mixed_queries, attention, count, padded
+):
+    model = load(random_folder, attention=attention)
+    items = mixed_queries if padded else shop.queries[:1] * 2
+    expected, gradients = states(model, items, count)
+    with only_last(model.network.model.language_model, count):
+        found, ours = states(model, items, count)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert ours.keys() == gradients.keys()
+    largest = max(gradient.abs().max() for gradient in gradients.values())
+    for name, gradient in gradients.items():
+        assert (ours[name] - gradient).abs().max() / largest < 1e-5, name
+
+
+def test_adapters_get_the_same_gradients(random_folder, mixed_queries):
+    model = load(random_folder)
+    add_lora(model, 2)
+    with torch.no_grad():
+        for name, parameter in model.network.named_parameters():
+            if "lora_B" in name:  # zeros at the start, through which nothing would flow
+                parameter.fill_(0.02)
+    _, gradients = states(model, mixed_queries, 1)
+    with only_last(model.network.model.language_model, 1):
+        _, ours = states(model, mixed_queries, 1)
+    largest = max(gradient.abs().max() for gradient in gradients.values())
+    assert all((ours[name] - gradient).abs().max() / largest < 1e-5 for name, gradient in gradients.items())
+    assert any("layers.2" in name for name in gradients)
+
+
+def test_other_threads_and_later_calls_get_all_states(random_model, mixed_queries):
+    prompts = [prompt(random_model, query) for query in mixed_queries]
+
+    @torch.no_grad()
+    def whole():
+        vision = see(random_model, prompts)
+        return read(random_model, prompts, vision, tokenize(random_model, prompts, vision))
+
+    expected, others = whole(), []
+    with only_last(random_model.network.model.language_model, 2):
+        thread = threading.Thread(target=lambda: others.append(whole()))
+        thread.start()
+        thread.join()
+        assert (whole()[:, :-2] == 0).all()
+    assert torch.equal(others[0], expected)
+    assert torch.equal(whole(), expected)
+
+
+def test_no_places_are_refused(random_model):
+    with (
+        pytest.raises(ValueError, match="count is 0; ask for at least the last place"),
+        only_last(random_model.network.model.language_model, 0),
+    ):
+        pass
