@@ -93,8 +93,9 @@ def top_k(
         pool = Pool(rows, _largest_norm(rows, "candidates"))
     scores, found = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
     left = np.arange(len(queries))
-    if large and pool.codes is not None:
-        left = _by_int8(queries, pool, k, kept, scores, found)
+    for more in (kept, 16 * kept):  # int8 twice is still quicker than float32 once
+        if pool.codes is not None and len(rows) >= 2 * GROUP * more:
+            left = _by_int8(queries, pool, k, more, left, scores, found)
     if len(rows):
         _by_float32(queries, pool, k, left, scores, found)
     return scores, found
@@ -123,17 +124,18 @@ def _best(scores: np.ndarray, k: int) -> np.ndarray:
 
 
 def _by_int8(
-    queries, pool: Pool, k: int, kept: int, scores: np.ndarray, found: np.ndarray
+    queries, pool: Pool, k: int, kept: int, which: np.ndarray, scores: np.ndarray, found: np.ndarray
 ) -> Int64[np.ndarray, " left"]:
-    """Fills in the queries for which int8 is exact enough, and returns the others.
+    """Fills in those of the queries `which` for which int8 is exact enough, and returns the others.
 
     With q = q̂ + r and c - centre = ĉ + s, q·c is q·centre + q̂·ĉ within |r| |c - centre| + |q̂| |s|, and rounding. A
     query is left if one of `kept` or more candidates may be, by that, among the best k.
     """
     left = [np.empty(0, np.int64)]
-    for block in _slices(len(queries), QUERIES):
-        asked = queries[block]
-        codes, scale, residual = _codes(asked.copy())  # torch warns of arrays that are read-only
+    for block in _slices(len(which), max(1, QUERIES * SPARE // kept)):  # no more memory for a longer list
+        some = which[block]
+        asked = queries[some]
+        codes, scale, residual = _codes(asked)
         values, near = _largest(codes, pool, kept)
         size, constant = np.linalg.norm(asked, axis=1), asked.astype(np.float64) @ pool.centre
         error = residual * pool.radius + (size + residual) * pool.residual
@@ -141,13 +143,13 @@ def _by_int8(
         first = _scores(asked, pool, np.arange(len(asked)).repeat(k), near[:, :k].ravel()).reshape(-1, k)
         highest = (constant + error)[:, None] + values * scale[:, None]
         possible = ~(highest < first.min(1)[:, None])  # what overflows is possible too
-        left.append(block.start + np.flatnonzero(possible[:, -1]))
+        left.append(some[possible[:, -1]])
         possible[possible[:, -1]] = np.arange(kept) < k
         query, place = np.nonzero(possible)
         row, score = near[query, place], first[query, np.minimum(place, k - 1)]
         more = place >= k
         score[more] = _scores(asked, pool, query[more], row[more])
-        scores[block], found[block] = _ranked(query, row, score, len(asked), k)
+        scores[some], found[some] = _ranked(query, row, score, len(asked), k)
     return np.concatenate(left)
 
 

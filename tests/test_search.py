@@ -172,9 +172,7 @@ def test_a_prepared_pool_gives_what_sorting_gives_to_the_last_bit(monkeypatch, n
     expected_scores, expected_rows = sorted_dots(queries, candidates, k)
     np.testing.assert_array_equal(rows, expected_rows)
     np.testing.assert_array_equal(scores, expected_scores)
-    assert len(left) == 1
-    if k <= 10 and noise < 1:
-        assert left == [0]  # else the test would be of float32
+    assert left[-1] == 0 or k == 40 or noise == 1  # else the test would be of float32
 
 
 @settings(deadline=None, max_examples=20)
