@@ -189,18 +189,3 @@ def last(hidden: Float[Tensor, "row token dim"], mask: Tensor) -> Float[Tensor, 
 def pool(states: Float[Tensor, "row dim"]) -> Float[Tensor, "row dim"]:
     """Embeddings: states L2-normalised in float32."""
     return normalize(states.float(), dim=-1)
-
-
-def last_states(
-    model: Model, prompts: Sequence[Prompt], vision: Vision, chunk: int = 32
-) -> Float[Tensor, "prompt dim"]:
-    """h_eos of each prompt, in their order; those of like length are read together, `chunk` at a time."""
-    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i].pictures), len(prompts[i].text)))
-    rows = []
-    for at in range(0, len(order), chunk):
-        some = [prompts[i] for i in order[at : at + chunk]]
-        batch = tokenize(model, some, vision)
-        rows.append(last(read(model, some, vision, batch), batch["attention_mask"]))
-    back = torch.empty(len(order), dtype=torch.long)
-    back[order] = torch.arange(len(order))
-    return torch.cat(rows)[back.to(model.device)]

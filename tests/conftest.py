@@ -47,6 +47,40 @@ def random_folder(random_model, tmp_path_factory) -> Path:
     return folder
 
 
+def states_and_gradients(model, items, count: int, read, answers=None):
+    """The last `count` states [row, count, dim] that `read` gives and the gradients of a weighing of them, the padding
+    left out. `read` takes model, prompts, vision, batch and count."""
+    import torch
+
+    from coral_lab.inputs import prompt, see, tokenize
+
+    prompts = [prompt(model, item) for item in items]
+    vision = see(model, prompts)
+    batch = tokenize(model, prompts, vision, answers)
+    hidden = read(model, prompts, vision, batch, count) * batch["attention_mask"][:, -count:, None]
+    model.network.zero_grad()
+    torch.manual_seed(0)
+    (hidden * torch.randn_like(hidden)).sum().backward()
+    found = {name: p.grad for name, p in model.network.named_parameters() if p.grad is not None}
+    model.network.zero_grad()
+    return hidden.detach(), found
+
+
+def read_all(model, prompts, vision, batch, count: int):
+    """The last `count` of all states that are there."""
+    from coral_lab.inputs import read
+
+    return read(model, prompts, vision, batch)[:, -count:]
+
+
+def assert_same_gradients(found, expected) -> None:
+    """By the largest of all, for those that should be nothing are rounding."""
+    assert found.keys() == expected.keys()
+    largest = max(gradient.abs().max() for gradient in expected.values())
+    for name, gradient in expected.items():
+        assert (found[name] - gradient).abs().max() / largest < 1e-5, name
+
+
 def noise(width: int, height: int, seed: int) -> Image.Image:
     """A picture no other seed gives: coarse coloured noise."""
     pixels = np.random.default_rng(seed).integers(0, 255, (6, 6, 3), dtype=np.uint8)

@@ -8,20 +8,7 @@ import torch
 from coral_lab.inputs import prompt, read, see, tokenize
 from coral_lab.last_layer import only_last
 from coral_lab.models import add_lora, load
-
-
-def states(model, items, count):
-    """The last `count` states [row, count, dim] and the gradients of a weighing of them, the padding left out."""
-    prompts = [prompt(model, item) for item in items]
-    vision = see(model, prompts)
-    batch = tokenize(model, prompts, vision)
-    hidden = read(model, prompts, vision, batch)[:, -count:] * batch["attention_mask"][:, -count:, None]
-    model.network.zero_grad()
-    torch.manual_seed(0)
-    (hidden * torch.randn_like(hidden)).sum().backward()
-    found = {name: p.grad for name, p in model.network.named_parameters() if p.grad is not None}
-    model.network.zero_grad()
-    return hidden.detach(), found
+from tests.conftest import assert_same_gradients, read_all, states_and_gradients
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -32,14 +19,11 @@ def test_states_and_gradients_are_those_of_the_whole_layer(
 ):
     model = load(random_folder, attention=attention)
     items = mixed_queries if padded else shop.queries[:1] * 2
-    expected, gradients = states(model, items, count)
+    expected, gradients = states_and_gradients(model, items, count, read_all)
     with only_last(model.network.model.language_model, count):
-        found, ours = states(model, items, count)
+        found, ours = states_and_gradients(model, items, count, read_all)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-    assert ours.keys() == gradients.keys()
-    largest = max(gradient.abs().max() for gradient in gradients.values())
-    for name, gradient in gradients.items():
-        assert (ours[name] - gradient).abs().max() / largest < 1e-5, name
+    assert_same_gradients(ours, gradients)
 
 
 def test_adapters_get_the_same_gradients(random_folder, mixed_queries):
@@ -49,11 +33,10 @@ def test_adapters_get_the_same_gradients(random_folder, mixed_queries):
         for name, parameter in model.network.named_parameters():
             if "lora_B" in name:  # zeros at the start, through which nothing would flow
                 parameter.fill_(0.02)
-    _, gradients = states(model, mixed_queries, 1)
+    _, gradients = states_and_gradients(model, mixed_queries, 1, read_all)
     with only_last(model.network.model.language_model, 1):
-        _, ours = states(model, mixed_queries, 1)
-    largest = max(gradient.abs().max() for gradient in gradients.values())
-    assert all((ours[name] - gradient).abs().max() / largest < 1e-5 for name, gradient in gradients.items())
+        _, ours = states_and_gradients(model, mixed_queries, 1, read_all)
+    assert_same_gradients(ours, gradients)
     assert any("layers.2" in name for name in gradients)
 
 

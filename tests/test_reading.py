@@ -5,39 +5,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from coral_lab import inputs
-from coral_lab.inputs import prompt, read, see, tokenize
+from coral_lab.inputs import last, prompt, read, see, tokenize
 from coral_lab.lessons import product_lesson, query_lesson
 from coral_lab.models import add_lora, load
 from coral_lab.reading import _shared, last_states, read_last
-
-
-def states(model, items, count, read, answers=None):
-    """The last `count` states [row, count, dim] and the gradients of a weighing of them, the padding left out."""
-    prompts = [prompt(model, item) for item in items]
-    vision = see(model, prompts)
-    batch = tokenize(model, prompts, vision, answers)
-    hidden = read(model, prompts, vision, batch, count) * batch["attention_mask"][:, -count:, None]
-    model.network.zero_grad()
-    torch.manual_seed(0)
-    (hidden * torch.randn_like(hidden)).sum().backward()
-    found = {name: p.grad for name, p in model.network.named_parameters() if p.grad is not None}
-    model.network.zero_grad()
-    return hidden.detach(), found
-
-
-def whole(model, prompts, vision, batch, count):
-    return read(model, prompts, vision, batch)[:, -count:]
+from tests.conftest import assert_same_gradients, read_all, states_and_gradients
 
 
 def check(model, items, count, answers=None):
-    expected, gradients = states(model, items, count, whole, answers)
-    found, ours = states(model, items, count, read_last, answers)
+    expected, gradients = states_and_gradients(model, items, count, read_all, answers)
+    found, ours = states_and_gradients(model, items, count, read_last, answers)
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
-    assert ours.keys() == gradients.keys()
-    largest = max(gradient.abs().max() for gradient in gradients.values())
-    for name, gradient in gradients.items():
-        assert (ours[name] - gradient).abs().max() / largest < 1e-5, name
+    assert_same_gradients(ours, gradients)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
@@ -73,7 +52,8 @@ def test_h_eos_is_that_of_encoding(random_model, shop):
     prompts = [prompt(random_model, item) for item in (*shop.queries[:5], *shop.products[:3])]
     with torch.no_grad():
         vision = see(random_model, prompts)
-        expected = inputs.last_states(random_model, prompts, vision)
+        batch = tokenize(random_model, prompts, vision)
+        expected = last(read(random_model, prompts, vision, batch), batch["attention_mask"])
         for chunk in (1, 3, 32):
             found = last_states(random_model, prompts, vision, chunk)
             torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)

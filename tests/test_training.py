@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from coral_lab import encode, load
 from coral_lab.catalogue import ATTRIBUTES, stated
 from coral_lab.coral import Coral, decoders
-from coral_lab.inputs import last_states, pool, prompt, see
+from coral_lab.inputs import pool, prompt, see
 from coral_lab.lessons import (
     SLOTS,
     answer_loss,
@@ -28,6 +28,7 @@ from coral_lab.lessons import (
     title_lesson,
 )
 from coral_lab.models import add_lora
+from coral_lab.reading import last_states
 from coral_lab.stages import Mixture, base_objective, run
 from coral_lab.training import Step, TrainConfig, backward, learning_rate, train
 
