@@ -70,7 +70,7 @@ def why(effect: Effect, p: float, comparison: str, published: float | None) -> s
     chance = "p < 0.001" if p < 0.001 else f"p {p:.3f}"
     if p < 0.05:
         side = "above" if ours.mean > effect.null else "below"
-        way = "as" if side == comparison else "against what"
+        way = "as" if side == comparison else "against what is"
         size = (
             ""
             if published is None

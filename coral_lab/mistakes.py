@@ -20,6 +20,9 @@ KINDS = ("wrong class", "several attributes", "visual attribute", "textual attri
 """In this order: a hit of the wrong class is not asked about its attributes. "not labelled" meets all conditions that
 there are words for, and yet is no positive."""
 
+SEEN = ("color", "pattern", "pattern/print", "shape", "style", "product style")
+"""Attributes of MERIT taken to be visual; its files do not say."""
+
 COLUMNS = [
     "query",
     "first",

@@ -12,13 +12,10 @@ from coral_lab.evaluation import Index, Result, evaluate
 from coral_lab.experiments import RESULTS, provenance
 from coral_lab.findings import findings
 from coral_lab.interleaved import Dataset
-from coral_lab.metrics import estimate
-from coral_lab.mistakes import mistakes, worst
+from coral_lab.metrics import Estimate, estimate
+from coral_lab.mistakes import SEEN, mistakes, worst
 from coral_lab.models import DATA
 from coral_lab.plots import bars, matrix
-
-SEEN = ("color", "pattern", "pattern/print", "shape", "style", "product style")
-"""Attributes of MERIT that a picture shows; its files do not say."""
 
 FEW = 10  # queries behind a cell of the language matrix, at least
 
@@ -94,11 +91,11 @@ def _metrics(result: Result) -> str:
 
 def _breakdowns(result: Result) -> Iterator[str]:
     for group in BREAKDOWNS:
-        frame = result.per_query.explode("attributes").rename(columns={"attributes": "attribute"})
-        frame = frame if group == "attribute" else result.per_query
         found = {
-            f"{value} ({len(part):,})": estimate(part["R@1"].to_numpy())
-            for value, part in frame.groupby(group)
+            f"{row['value']} ({row['queries']:,})": Estimate(
+                row["R@1"], row["R@1 low"], row["R@1 high"], row["queries"]
+            )
+            for row in result.by(group).to_dict("records")
         }
         yield _figure(bars(found, f"R@1 by {group} (queries)", "R@1"))
 

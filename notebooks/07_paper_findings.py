@@ -39,7 +39,7 @@ from coral_lab.experiments import RESULTS, hits_of, read
 from coral_lab.findings import Effect, findings, verdict
 from coral_lab.merit_files import OUT_OF_DISTRIBUTION, out_of_distribution
 from coral_lab.metrics import Estimate, crossed_estimate, estimate
-from coral_lab.mistakes import KINDS, mistakes, worst
+from coral_lab.mistakes import KINDS, SEEN, mistakes, worst
 from coral_lab.models import DATA as SHIPPED_DATA
 from coral_lab.plots import bars, beside_published
 
@@ -210,7 +210,7 @@ print(
 # The worst of the model at hand, by the score that the wrong hit has over the right answer:
 
 # %%
-found = mistakes(asked["seq"]) if DATA == "mini" else mistakes(asked["seq"], ("color", "pattern", "shape", "style"), lambda query: None)  # fmt: skip
+found = mistakes(asked["seq"]) if DATA == "mini" else mistakes(asked["seq"], SEEN, lambda query: None)
 HTML(worst(asked["seq"], found, WORST))
 
 # %% [markdown]
