@@ -4,7 +4,7 @@ python benchmarks/search.py           2,000 queries and one, and the memory it t
 python benchmarks/search.py mapped    1,000,000 vectors in a bfloat16 file of 4 GB, larger than what is read at once
 
 Vectors are drawn from a seed: 2,000 centres, each coordinate with as much noise, L2-normalised, so that about 25 lie
-near each other at a cosine of 0.5. Needs `pip install faiss-cpu`.
+near each other at a cosine of 0.5.
 """
 
 import json

@@ -17,16 +17,12 @@ BLOCK_BYTES = 64 * 2**20
 """Memory for one block of scores."""
 ROWS = 512  # at once, where they are converted: 4 MB of 2048 dimensions, which stay in the cache
 PAIRS = 128  # at once, where rows are gathered
-QUERIES, PART, TILE = (
-    1024,
-    8192,
-    2048,
-)  # queries and candidates of a block of int8 scores, candidates of one product
+QUERIES, PART = 1024, 8192  # queries and candidates of a block of int8 scores
+TILE = 2048  # candidates of one product
 GROUP = 16  # scores whose maximum is looked at first
 SPARE = 64  # candidates kept of the int8 pass, at least; most queries have fewer within its error
-SIZE = (
-    2**24
-)  # numbers that candidates hold, from which int8 pays; below, choosing the best costs more than it saves
+SIZE = 2**24
+"""Numbers that candidates hold, from which int8 pays: below, choosing the best costs more than it saves."""
 MANY = 384  # queries from which it pays to prepare candidates for one call
 
 
@@ -35,8 +31,8 @@ class Pool:
     """Candidates prepared for many calls of `top_k`; see `prepare`.
 
     `codes` are int8 of the rows less `centre`, each with its own of `scales`, and take a quarter of float32's memory;
-    None without VNNI, and for a pool too small to gain by them. `norm`, `radius` and `residual` are the largest norms of the rows, of what remains of them
-    without the centre, and of what the codes leave out of that.
+    None without VNNI, and for a pool too small to gain by them. `norm`, `radius` and `residual` are the largest norms
+    of the rows, of what remains of them without the centre, and of what the codes leave out of that.
     """
 
     rows: Float[Any, "candidate dim"] = field(repr=False)
@@ -84,7 +80,7 @@ def top_k(
     queries = np.ascontiguousarray(queries, np.float32)
     _largest_norm(queries, "queries")
     k, kept = min(k, len(rows)), max(SPARE, 4 * k)
-    large = len(rows) >= 2 * GROUP * kept and rows.shape[0] * rows.shape[1] >= SIZE
+    large = len(rows) >= 2 * GROUP * kept and len(rows) * rows.shape[1] >= SIZE
     if isinstance(candidates, Pool):
         pool = candidates
     elif large and len(queries) >= MANY:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from coral_lab import encode, hub, load
+from coral_lab import cli, encode, hub, load, trials
 from coral_lab.cli import main
 from coral_lab.demo import demo
 
@@ -28,6 +28,11 @@ def test_evaluate_writes_metrics_run_and_breakdown(random_folder, tmp_path, caps
     assert len(pd.read_csv(files["trec"], sep=" ", header=None)) == 20 * 100
     assert "overall" in set(pd.read_csv(files["csv"])["group"])
     assert "R@10" in capsys.readouterr().out
+
+
+def test_the_experiments_are_those_there_are():
+    assert tuple(trials.ARMS) == cli.TRAINED
+    assert tuple(trials.ASKED) == cli.ASKED
 
 
 def test_evaluate_attributes_asks_for_each_source_and_language(random_folder, tmp_path, capsys):
