@@ -125,13 +125,14 @@ beside_published(table[table["measure"].str.startswith("relative")], "Relative c
 #
 # ## 4. The cells behind them
 #
-# Contrastive training, and Coral with all parameters, with LoRA, and on pasted pictures, from one base with equal steps.
+# Contrastive training and Coral, each with all parameters and with LoRA, and Coral on pasted pictures, from one base with
+# equal steps.
 
 # %%
 ranks = pd.concat(
     [read(RESULTS / f"{name}-ranks.csv", "query") for name in ("loss-ablation", "methods")], axis=1
 )
-arms = ["contrastive", "coral", "coral lora", "coral cat"]
+arms = ["contrastive", "coral", "contrastive lora", "coral lora", "coral cat"]
 bars({arm: crossed_estimate(hits_of(ranks, arm)) for arm in arms}, "Three seeds each", "R@1")
 
 # %% [markdown]
