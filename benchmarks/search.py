@@ -41,9 +41,11 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def alternately(calls: dict[str, Callable[[], object]], runs: int = RUNS) -> dict[str, list[float]]:
-    """Seconds of each call, by turns, after one of each that is not counted."""
-    for call in calls.values():
+def alternately(
+    calls: dict[str, Callable[[], object]], runs: int = RUNS, warm: bool = True
+) -> dict[str, list[float]]:
+    """Seconds of each call, by turns, after one of each that is not counted unless `warm` is false."""
+    for call in calls.values() if warm else ():
         call()
     turns = [{name: seconds(call) for name, call in calls.items()} for _ in range(runs)]
     return {name: [turn[name] for turn in turns] for name in calls}

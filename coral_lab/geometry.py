@@ -117,11 +117,30 @@ def pca(
 
 
 def umap(rows: Rows, seed: int = 0, neighbours: int = 15, min_dist: float = 0.1) -> Map:
-    """UMAP of the rows by cosine; the same map for the same seed on one machine (McInnes et al., 1802.03426)."""
+    """UMAP of the rows by cosine; the same map for the same seed on one machine (McInnes et al., 1802.03426).
+
+    It is given the exact neighbours, which `top_k` finds sooner than UMAP its approximate ones.
+    """
     from umap import UMAP
 
-    return UMAP(n_neighbors=min(neighbours, len(rows) - 1), min_dist=min_dist, metric="cosine", random_state=seed,
-                n_jobs=1).fit_transform(rows)  # fmt: skip
+    found = UMAP(n_neighbors=min(neighbours, len(rows) - 1), min_dist=min_dist, metric="cosine", random_state=seed,
+                 n_jobs=1, precomputed_knn=_nearest(rows, min(neighbours, len(rows) - 1)))  # fmt: skip
+    with (
+        warnings.catch_warnings()
+    ):  # without an index of UMAP's own there is no `transform`, which nobody asks for
+        warnings.filterwarnings("ignore", "precomputed_knn", UserWarning)
+        return found.fit_transform(rows)
+
+
+def _nearest(
+    rows: Rows, count: int
+) -> tuple[Int64[np.ndarray, "row count"], Float32[np.ndarray, "row count"]]:
+    """Each row and its nearest others as UMAP counts them, itself first, and their cosine distances."""
+    near = np.column_stack([np.arange(len(rows)), neighbours(rows, count - 1)])
+    cosines = np.stack([rows[some] @ row for row, some in zip(rows, near, strict=True)])
+    distances = np.maximum(0, 1 - cosines)
+    distances[:, 0] = 0
+    return near, distances
 
 
 def aligned_umaps(spaces: Sequence[Rows], seed: int = 0, neighbours: int = 15) -> list[Map]:
@@ -157,14 +176,26 @@ def torn(rows: Rows, places: Map, k: int) -> Bool[np.ndarray, "row k"]:
     return np.array([~np.isin(a, b) for a, b in zip(near, shown, strict=True)])
 
 
-def trustworthiness(rows: Rows, places: Map, k: int) -> float:
+def trustworthiness(rows: Rows, places: Map, k: int, most: int = 2000, seed: int = 0) -> float:
     """From 1 (no point got new neighbours on the map) towards 0, false ones weighed by how far off they are.
 
-    The other half of `torn`, which counts neighbours that were lost (Venna and Kaski 2001; scikit-learn's measure).
+    The other half of `torn`, which counts neighbours that were lost (Venna and Kaski 2001). Of at most `most` rows drawn
+    by the seed, each among all others; scikit-learn's measure, which needs all distances at once, if there are no more.
     """
-    from sklearn.manifold import trustworthiness as measure
-
-    return float(measure(rows, places, n_neighbors=k, metric="cosine"))
+    count, shown = len(rows), map_neighbours(places, k)
+    some = np.arange(count)
+    if count > most:
+        some = np.random.default_rng(seed).choice(count, most, replace=False)
+    excess = 0
+    for part in np.array_split(some, -(-len(some) // 256)):
+        cosines = rows[part] @ rows.T
+        own = np.take_along_axis(cosines, shown[part], 1)
+        np.put_along_axis(
+            cosines, part[:, None], np.inf, 1
+        )  # itself is the nearest, so ranks of others begin at 1
+        ranks = np.stack([(cosines > limit[:, None]).sum(1) for limit in own.T], 1)
+        excess += np.maximum(0, ranks - k).sum()
+    return float(1 - 2 * excess / (len(some) * k * (2 * count - 3 * k - 1)))
 
 
 def shared(near: Int64[np.ndarray, "row k"], labels: Sequence[str]) -> Float[np.ndarray, " row"]:
