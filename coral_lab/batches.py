@@ -1,13 +1,15 @@
 """Which prompts are read together, and their pictures on the way while the model works on those before them.
 
-A batch is filled up to so many tokens, of prompts of like length, image tokens included. A picture's features are kept
-until the last prompt that shows it, so that a product and the queries that refer to it look at it once.
+A batch is filled up to so many tokens, of prompts of like length, image tokens included; what a prompt begins with as
+the one before it is not counted, for it is read once (`reading.py`). A picture's features are kept until the last prompt
+that shows it, so that a product and the queries that refer to it look at it once.
 """
 
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import pairwise, takewhile
 
 from coral_lab.images import ItemError
 from coral_lab.inputs import Prompt, Vision, look, token_ids
@@ -22,13 +24,15 @@ KEPT = 2**29
 class Batch:
     """Prompts with their `places` and `lengths` in tokens, and the `pixels` of pictures that were not looked at yet.
 
-    `seen` is what all batches have looked at; `gone` are its pictures that nothing shows after this batch. `refused`
-    are the places of items that could not be used, and why.
+    So many tokens at their beginning are `alike` with the prompt before. `seen` is what all batches have looked at; `gone`
+    are its pictures that nothing shows after this batch. `refused` are the places of items that could not be used, and
+    why.
     """
 
     places: list[int]
     prompts: list[Prompt]
     lengths: list[int]
+    alike: list[int]
     pixels: Mapping[Hashable, Pixel]
     seen: Vision
     gone: Sequence[Hashable]
@@ -39,18 +43,28 @@ class Batch:
 
     def parts(self, count: int, tokens: int) -> "Iterator[Batch]":
         """This batch in parts of at most so many prompts and tokens, or of one prompt."""
-        for some in groups(self.lengths, count, tokens):
-            own = slice(some.start, some.stop)
-            yield replace(self, places=self.places[own], prompts=self.prompts[own], lengths=self.lengths[own])
+        yield from map(self.part, groups(self.lengths, self.alike, count, tokens))
+
+    def part(self, some: range) -> "Batch":
+        own = slice(some.start, some.stop)
+        return replace(self, places=self.places[own], prompts=self.prompts[own], lengths=self.lengths[own],
+                       alike=self.alike[own])  # fmt: skip
+
+    @property
+    def tokens(self) -> int:
+        """What it counts for in `groups`."""
+        return len(self) * self.lengths[-1] - sum(self.alike[1:])
 
 
-def groups(lengths: Sequence[int], count: int, tokens: int) -> Iterator[range]:
-    """Ranges over ascending `lengths`: at most `count` together, and at most `tokens` when padded to the longest."""
-    start = 0
+def groups(lengths: Sequence[int], alike: Sequence[int], count: int, tokens: int) -> Iterator[range]:
+    """Ranges over ascending `lengths`: at most `count` together, and at most `tokens` when padded to the longest, less
+    what each is `alike` with the one before it."""
+    start = saved = 0
     for i, length in enumerate(lengths):
-        if i > start and (i - start == count or (i - start + 1) * length > tokens):
+        saved += alike[i] if i > start else 0
+        if i > start and (i - start == count or (i - start + 1) * length - saved > tokens):
             yield range(start, i)
-            start = i
+            start, saved = i, 0
     if lengths:
         yield range(start, len(lengths))
 
@@ -95,24 +109,41 @@ def _plan(model: Model, prompts, windows, count: int, tokens: int) -> Iterator[B
     seen = Vision({}, {})
     for places in windows:
         ids = token_ids(model, [prompts[i] for i in places])
-        texts = {i: len(row) - len(prompts[i].pictures) for i, row in zip(places, ids, strict=True)}
-        guesses = {i: texts[i] + sum(map(model.pixels.tokens, prompts[i].pictures)) for i in places}
+        rows = {i: _symbols(model, prompts[i], row) for i, row in zip(places, ids, strict=True)}
+        distinct = {key(picture): picture for i in places for picture in prompts[i].pictures}
+        sizes = {k: model.pixels.tokens(picture) for k, picture in distinct.items()}
+        guesses = {i: _tokens(rows[i], sizes) for i in places}
         # Like lengths together: padding is work for nothing.
         order = sorted(places, key=guesses.__getitem__)
-        for some in groups([guesses[i] for i in order], count, tokens):
+        alike = _alike([rows[i] for i in order], sizes)
+        for some in groups([guesses[i] for i in order], alike, count, tokens):
             own = order[some.start : some.stop]
             good, pixels, refused = _prepare(model, prompts, own, kept)
             kept |= {k: len(pixel[0]) // merge for k, pixel in pixels.items()}
-            lengths = {i: texts[i] + sum(kept[k] for k in _shown(prompts, [i])) for i in good}
-            good = sorted(good, key=lengths.__getitem__)
+            good = sorted(good, key=lambda i: _tokens(rows[i], kept))
+            lengths, same = [_tokens(rows[i], kept) for i in good], _alike([rows[i] for i in good], kept)
             shown = _shown(prompts, own)
             uses.subtract(shown)
             gone = _leaving(shown, uses, kept, KEPT // (model.dim * model.dtype.itemsize))
             for k in gone:
                 del kept[k]
-            yield Batch(
-                good, [prompts[i] for i in good], [lengths[i] for i in good], pixels, seen, gone, refused
-            )
+            yield Batch(good, [prompts[i] for i in good], lengths, same, pixels, seen, gone, refused)
+
+
+def _symbols(model: Model, prompt: Prompt, ids: Sequence[int]) -> list[int | tuple[Hashable]]:
+    """The ids, with a picture's key, in a tuple, in place of its token."""
+    keys = iter(map(key, prompt.pictures))
+    return [(next(keys),) if i == model.processor.image_token_id else i for i in ids]
+
+
+def _tokens(symbols: Iterable[int | tuple[Hashable]], sizes: Mapping[Hashable, int]) -> int:
+    return sum(sizes[symbol[0]] if isinstance(symbol, tuple) else 1 for symbol in symbols)
+
+
+def _alike(rows: Sequence[list], sizes: Mapping[Hashable, int]) -> list[int]:
+    """How many tokens at its beginning each row has in common with the one before it."""
+    same = (takewhile(lambda pair: pair[0] == pair[1], zip(*two, strict=False)) for two in pairwise(rows))
+    return [0, *(_tokens((symbol for symbol, _ in some), sizes) for some in same)][: len(rows)]
 
 
 def _shown(prompts: Mapping[int, Prompt], places: Iterable[int]) -> list[Hashable]:

@@ -250,7 +250,7 @@ def _batches(
                 if len(some) == 1:
                     raise
                 torch.cuda.empty_cache()
-                tokens = len(some) * some.lengths[-1] // 2
+                tokens = some.part(range((len(some) + 1) // 2, len(some))).tokens
                 log.warning(
                     "out of GPU memory with %d items; going on with %d of as many tokens",
                     len(some), len(some) // 2,

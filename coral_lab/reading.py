@@ -1,22 +1,30 @@
-"""What the text model makes of the last places of its prompts, without work that nobody sees. Training reads this way.
+"""What the text model makes of the last places of its prompts, without work that nobody sees.
 
-Only the last layer's last places are worked out (`last_layer.py`), and what all rows begin with, the system's turn and
-the instruction's first words, is read once for all of them: it looks at nothing after it, so its keys and values are the
-same in every row. Of coral-mini's products these are two tokens in three.
+Only the last layer's last places are worked out (`last_layer.py`), and what several rows begin with is read once for
+them: it looks at nothing after it, so its keys and values are the same in every row. Of coral-mini's products these are
+two tokens in three, the system's turn and the instruction's first words; of the orders of one query also whole
+references, pictures included.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from copy import copy
+from dataclasses import dataclass
+from itertools import compress
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchEncoding, DynamicCache
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from coral_lab.inputs import Prompt, Vision, tokenize
 from coral_lab.last_layer import only_last
 from coral_lab.models import Model
 from coral_lab.pixels import key
+
+WORTH = 128
+"""Tokens that must be saved for a beginning to be read by itself, which is one more call."""
 
 
 def read_last(
@@ -26,39 +34,127 @@ def read_last(
 
     `batch` is as `tokenize` makes it. A row shorter than `count` begins with states of its padding, which mean nothing.
     """
-    network, device = model.network.model, model.device
-    ids, mask, width = batch["input_ids"], batch["attention_mask"], batch["input_ids"].shape[1]
-    start = width - mask.sum(-1, keepdim=True)
-    shared = _shared(ids, start, model.processor.image_token_id, count)
-    # A row's padding stands behind what it shares: [shared, padding, own].
-    places = torch.arange(width)
-    ids = torch.where(places < shared, ids[start.argmin()], ids)
-    mask = ((places < shared) | (places >= start + shared)).long()
-    types = (ids == model.processor.image_token_id).int() * mask
-    positions, _ = network.get_rope_index(ids, types, batch.get("image_grid_thw"), attention_mask=mask)
-    ids, mask, positions = ids.to(device), mask.to(device), positions.to(device)
-    features = tuple(vision.features[key(picture)] for prompt in prompts for picture in prompt.pictures)
-    pictures = (
-        {"mm_encoder_outputs": {"image": BaseModelOutputWithPooling(pooler_output=features)}}
-        if features
-        else {}
+    rows = _rows(model, prompts, vision, batch)
+    order, states = [], []
+    cache, at = DynamicCache(config=model.network.config.text_config), 0
+    groups = [(list(range(len(prompts))), 0)]  # rows that are alike up to `at`, and their place in the cache
+    with only_last(model.network.model.language_model, count):
+        while groups:
+            alike = [rows.alike(own, at, count) for own, _ in groups]
+            worth = [size * (len(own) - 1) >= WORTH for size, (own, _) in zip(alike, groups, strict=True)]
+            if not all(worth):
+                ends = sorted(
+                    (i, place) for n, (own, place) in enumerate(groups) if not worth[n] for i in own
+                )
+                own, places = map(list, zip(*ends, strict=True))
+                states.append(_read(model, rows, own, at, None, _chosen(cache, places))[:, -count:])
+                order += own
+            groups = list(compress(groups, worth))
+            if groups:
+                end = at + min(compress(alike, worth))
+                cache = _chosen(cache, [place for _, place in groups])
+                _read(model, rows, [own[0] for own, _ in groups], at, end, cache)
+                groups, at = list(_split(rows, groups, end)), end
+    if len(states) == 1:  # all rows, in order
+        return states[0]
+    back = torch.empty(len(order), dtype=torch.long)
+    back[order] = torch.arange(len(order))
+    return torch.cat(states)[back.to(model.device)]
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Prompts from their first token on; what stands after a row's `lengths` means nothing.
+
+    In `symbols` a picture's tokens are -1 for the first of the pictures, -2 for the second, …; `pictures` are each row's
+    features, and the place of the first.
+    """
+
+    ids: Int[Tensor, "row token"]
+    symbols: Int[Tensor, "row token"]
+    positions: Int[Tensor, "3 row token"]
+    lengths: Int[Tensor, " row"]
+    pictures: list[list[tuple[int, Float[Tensor, "_ dim"]]]]
+
+    def alike(self, own: Sequence[int], at: int, count: int) -> int:
+        """How many tokens from `at` on these rows have in common, none of a row's last `count` among them."""
+        some = self.symbols[own, at : max(at, int(self.lengths[own].min()) - count)]
+        return int((some == some[0]).all(0).int().cumprod(0).sum())
+
+
+def _rows(model: Model, prompts: Sequence[Prompt], vision: Vision, batch: BatchEncoding) -> _Rows:
+    mask = batch["attention_mask"].bool()
+    positions, _ = model.network.model.get_rope_index(
+        batch["input_ids"], batch["mm_token_type_ids"], batch.get("image_grid_thw"), attention_mask=batch["attention_mask"]
+    )  # fmt: skip
+    numbers = {k: -1 - n for n, k in enumerate(vision.features)}
+    symbols, pictures = batch["input_ids"].clone(), []
+    for i, prompt in enumerate(prompts):
+        places = (symbols[i][mask[i]] == model.processor.image_token_id).nonzero()[:, 0]
+        features = [vision.features[key(picture)] for picture in prompt.pictures]
+        runs = places.split([len(own) for own in features])
+        pictures.append([(int(run[0]), own) for run, own in zip(runs, features, strict=True)])
+        own = torch.tensor(
+            [numbers[key(picture)] for picture in prompt.pictures for _ in vision.features[key(picture)]],
+            dtype=torch.long,
+        )
+        symbols[i, symbols[i] == model.processor.image_token_id] = own
+
+    def aligned(values: Tensor) -> Tensor:
+        return pad_sequence([row[real] for row, real in zip(values, mask, strict=True)], batch_first=True)
+
+    positions = torch.stack([aligned(axis) for axis in positions])
+    return _Rows(aligned(batch["input_ids"]), aligned(symbols), positions, mask.sum(1), pictures)
+
+
+def _split(rows: _Rows, groups, at: int) -> Iterator[tuple[list[int], int]]:
+    """The groups' rows by the token that stands at `at`, and the group they come from."""
+    for place, (own, _) in enumerate(groups):
+        by_next = defaultdict(list)
+        for i in own:
+            by_next[int(rows.symbols[i, at])].append(i)
+        yield from ((some, place) for some in by_next.values())
+
+
+def _chosen(cache: DynamicCache, places: list[int]) -> DynamicCache:
+    """A cache of these rows of another one, which stays as it is."""
+    found = copy(cache)
+    found.layers = [copy(layer) for layer in cache.layers]
+    if cache.layers and cache.layers[0].get_seq_length() and len(cache.layers[0].keys) == 1:
+        # Mostly. Its gradient is one sum, not one row added after the other.
+        found.batch_repeat_interleave(len(places))
+    else:
+        found.batch_select_indices(torch.tensor(places))
+    return found
+
+
+def _read(
+    model: Model, rows: _Rows, own: list[int], at: int, end: int | None, cache: DynamicCache
+) -> Float[Tensor, "row token dim"]:
+    """The text model's states of these rows from `at` to `end`, or each to its own end, padded on the left."""
+    ends = torch.full((len(own),), end) if end else rows.lengths[own]
+    width = int(ends.max()) - at
+    tokens = ends[:, None] - width + torch.arange(width)
+    real, tokens = tokens >= at, tokens.clamp(min=0)
+    ids, positions = (
+        rows.ids[own].gather(1, tokens),
+        rows.positions[:, own].gather(2, tokens.expand(3, -1, -1)),
     )
-    cache = DynamicCache(config=model.network.config.text_config)
-    options = {"past_key_values": cache, "use_cache": True, "return_dict": True}
-    with only_last(network.language_model, count):
-        if shared:
-            network.language_model(ids[:1, :shared], position_ids=positions[:, :1, :shared], **options)
-            cache.batch_repeat_interleave(len(ids))
-        own = network(ids[:, shared:], mask, position_ids=positions[:, :, shared:], **options, **pictures)
-    return own.last_hidden_state[:, -count:]
-
-
-def _shared(ids: Int[Tensor, "row token"], start: Int[Tensor, "row 1"], image_token: int, count: int) -> int:
-    """How many tokens all rows begin with, no image token and none of a row's last `count` among them."""
-    longest = max(0, ids.shape[1] - int(start.max()) - count)
-    heads = ids.gather(1, start + torch.arange(longest))
-    same = (heads == heads[0]).all(0) & (heads[0] != image_token)
-    return int(same.int().cumprod(0).sum())
+    hidden = model.network.get_input_embeddings()(ids.to(model.device))
+    shown = [
+        features[max(0, at - first) : max(0, stop - first)]
+        for i, stop in zip(own, ends.tolist(), strict=True)
+        for first, features in rows.pictures[i]
+    ]
+    if shown:
+        is_picture = (real & (ids == model.processor.image_token_id))[..., None].to(model.device)
+        hidden = hidden.masked_scatter(is_picture, torch.cat(shown).to(hidden.dtype))
+    mask = None if real.all() else torch.cat([torch.ones(len(own), at), real], 1).long().to(model.device)
+    output = model.network.model.language_model(
+        inputs_embeds=hidden, attention_mask=mask, position_ids=positions.to(model.device), past_key_values=cache,
+        use_cache=True, return_dict=True,
+    )  # fmt: skip
+    return output.last_hidden_state
 
 
 def by_length(prompts: Sequence[Prompt], chunk: int = 32) -> Iterator[list[int]]:

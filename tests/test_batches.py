@@ -1,6 +1,7 @@
 """Batches are full but not too full, pictures are looked at once, and the next ones are on their way."""
 
 import threading
+from itertools import permutations
 
 import numpy as np
 import pytest
@@ -17,13 +18,15 @@ LENGTHS = st.lists(st.integers(1, 50), max_size=30).map(sorted)
 
 
 @settings(deadline=None)
-@given(LENGTHS, st.integers(1, 8), st.integers(1, 200))
-def test_groups_are_within_their_bounds_and_as_few_as_can_be(lengths, count, tokens):
-    found = list(batches.groups(lengths, count, tokens))
+@given(LENGTHS, st.integers(0, 50), st.integers(1, 8), st.integers(1, 200))
+def test_groups_are_within_their_bounds_and_as_few_as_can_be(lengths, beginning, count, tokens):
+    alike = [min(length, beginning) for length in lengths]
+    found = list(batches.groups(lengths, alike, count, tokens))
     assert [i for group in found for i in group] == list(range(len(lengths)))
 
     def fits(start, stop):
-        return stop - start == 1 or (stop - start <= count and (stop - start) * lengths[stop - 1] <= tokens)
+        own = (stop - start) * lengths[stop - 1] - sum(alike[start + 1 : stop])
+        return stop - start == 1 or (stop - start <= count and own <= tokens)
 
     assert all(fits(group.start, group.stop) for group in found)
     assert not any(fits(group.start, group.stop + 1) for group in found[:-1])
@@ -32,10 +35,11 @@ def test_groups_are_within_their_bounds_and_as_few_as_can_be(lengths, count, tok
 @settings(deadline=None)
 @given(LENGTHS.filter(len), st.integers(1, 8), st.integers(1, 200), st.integers(0, 30))
 def test_what_is_left_after_some_groups_is_grouped_as_before(lengths, count, tokens, done):
-    found = list(batches.groups(lengths, count, tokens))
+    alike = [length // 2 for length in lengths]
+    found = list(batches.groups(lengths, alike, count, tokens))
     done = min(done, len(found) - 1)
     start = found[done].start
-    again = batches.groups(lengths[start:], count, tokens)
+    again = batches.groups(lengths[start:], alike[start:], count, tokens)
     assert [range(group.start + start, group.stop + start) for group in again] == found[done:]
 
 
@@ -102,18 +106,31 @@ def test_what_is_kept_stays_within_its_bytes(random_model, related, looked, monk
 
 
 def test_a_batch_has_no_more_tokens_than_it_may(random_model, related, monkeypatch):
-    found, last_states = [], encoder_module.last_states
+    found, plain = [], encoder_module._embed
 
-    def counted(model, prompts, vision, chunk):
-        found.append(inputs.tokenize(model, prompts, vision)["input_ids"].shape)
-        return last_states(model, prompts, vision, chunk)
+    def counted(model, batch):
+        lengths = inputs.tokenize(model, batch.prompts, batches.vision(model, batch))["attention_mask"].sum(1)
+        assert lengths.tolist() == batch.lengths
+        found.append((len(batch), batch.tokens))
+        return plain(model, batch)
 
-    monkeypatch.setattr(encoder_module, "last_states", counted)
+    monkeypatch.setattr(encoder_module, "_embed", counted)
     monkeypatch.setattr(encoder_module, "CPU_TOKENS", 200)
     encode(random_model, related)
     assert sum(rows for rows, _ in found) == len(related)
-    assert all(rows == 1 or rows * tokens <= 200 for rows, tokens in found)
+    assert all(rows == 1 or tokens <= 200 for rows, tokens in found)
     assert len(found) < len(related)
+
+
+def test_wordings_that_begin_alike_share_a_batch(random_model, related, monkeypatch):
+    found, plain = [], encoder_module._embed
+    monkeypatch.setattr(encoder_module, "_embed", lambda m, batch: found.append(batch) or plain(m, batch))
+    monkeypatch.setattr(encoder_module, "CPU_TOKENS", 400)
+    conditions = tuple(map(Condition, ("color", "brand", "shape"), related[:3]))
+    query = Query("q", "bag", conditions)
+    orders = [query.reordered(order) for order in permutations(range(3))]
+    encode(random_model, orders)
+    assert len(found[0]) > 400 // found[0].lengths[0]
 
 
 def test_the_next_pictures_are_opened_while_the_model_works(random_model, monkeypatch):

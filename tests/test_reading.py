@@ -1,15 +1,19 @@
 """Reading only what is needed gives the states of reading all of it, and the same gradients."""
 
 from dataclasses import replace
+from itertools import permutations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from coral_lab import Condition, Query, reading
 from coral_lab.inputs import last, prompt, read, see, tokenize
 from coral_lab.lessons import product_lesson, query_lesson
 from coral_lab.models import add_lora, load
-from coral_lab.reading import _shared, last_states, read_last
-from tests.conftest import assert_same_gradients, read_all, states_and_gradients
+from coral_lab.reading import last_states, read_last
+from tests.conftest import assert_same_gradients, noise, read_all, states_and_gradients
 
 
 def check(model, items, count, answers=None):
@@ -59,18 +63,48 @@ def test_h_eos_is_that_of_encoding(random_model, shop):
             torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("rows", "count", "expected"),
-    [
-        ([[5, 6, 7, 8], [5, 6, 9, 8]], 1, 2),
-        ([[5, 6, 7, 8], [0, 5, 6, 8]], 1, 2),  # padded on the left
-        ([[5, 6, 7, 8], [0, 5, 6, 8]], 2, 1),
-        ([[5, 6, 7, 8], [0, 5, 6, 8]], 9, 0),
-        ([[5, 3, 7, 8], [5, 3, 7, 8]], 1, 1),  # 3 is a picture's token
-        ([[5, 6, 7, 8]], 1, 3),
-        ([[4, 6, 7, 8], [5, 6, 7, 8]], 1, 0),
-    ],
-)
-def test_what_rows_share_ends_before_pictures_and_what_is_asked_for(rows, count, expected):
-    ids = torch.tensor(rows)
-    assert _shared(ids, (ids == 0).sum(-1, keepdim=True), 3, count) == expected
+@pytest.fixture
+def tokens_read(random_model):
+    """How many tokens the text model reads, one number a call."""
+    read = []
+    language_model = random_model.network.model.language_model
+    hook = language_model.register_forward_pre_hook(
+        lambda _, args, options: read.append(options["inputs_embeds"].shape[:2].numel()), with_kwargs=True
+    )
+    yield read
+    hook.remove()
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_what_orders_of_a_query_begin_with_is_read_once(random_model, shop, tokens_read, monkeypatch, count):
+    shown = [replace(shop.products[i], image=noise(196, 196, seed=i)) for i in range(3)]
+    query = Query("q", "bag", tuple(map(Condition, ("color", "brand", "shape"), shown)))
+    orders = [query.reordered(order) for order in permutations(range(3))]
+    orders.append(orders[0].edited(text=" in a box"))  # differs at its end only
+    orders += orders[2:3] * 2 + [query.edited(conditions=query.conditions[:1] * 3)]
+    monkeypatch.setattr(reading, "WORTH", 16)
+    check(random_model, orders, count)
+    whole, *parts = tokens_read
+    # Of six orders three references of 18 are read once for two rows, and three once for all that begin with them.
+    assert sum(parts) < 0.75 * whole
+    tokens_read.clear()
+    monkeypatch.setattr(reading, "WORTH", 10**6)
+    check(random_model, orders, count)
+    assert tokens_read == [whole, whole]
+
+
+PARTS = st.sampled_from(["a red bag ", "of ", "leather with a strap ", 1, 2])
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.lists(PARTS, min_size=1, max_size=5), min_size=1, max_size=6), st.integers(1, 3))
+def test_whatever_rows_share_their_states_are_their_own(random_model, rows, count):
+    pictures = {n: noise(56 * n, 56, seed=n) for n in (1, 2)}
+    items = [
+        [{"role": "user", "content": [{"type": "text", "text": part} if isinstance(part, str)
+                                      else {"type": "image", "image": pictures[part]} for part in row]}]
+        for row in rows
+    ]  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reading, "WORTH", 1)
+        check(random_model, items, count)
