@@ -33,10 +33,9 @@ notebooks: .venv/ready
 	.venv/bin/python notebooks/shrink.py notebooks/[0-9]*.ipynb
 	$(RUN) nbconvert --to html --output-dir build/notebooks notebooks/[0-9]*.ipynb
 
-# Side-by-side timings and memory into benchmarks/README.md, on an idle machine; PROFILE=1 names the top costs of
-# training and of the query bench as well.
+# Side-by-side timings and memory into benchmarks/README.md, on an idle machine; PROFILE=1 names the top costs as well.
 bench: .venv/ready
-	set -e; for name in encode sweeps search "search mapped" training objective "objective memory" store widget \
+	set -e; for name in encode sweeps search "search mapped" projection training objective "objective memory" store widget \
 	  startup; do echo "== $$name"; .venv/bin/python benchmarks/$${name%% *}.py $${name#$${name%% *}}; done
 
 # Trains coral-mini again, about three hours on two cores; goes on where it was stopped.

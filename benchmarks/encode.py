@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from qwen_vl_utils import process_vision_info
 from sentence_transformers import SentenceTransformer
-from table import keep, ratios, row
+from table import keep, profiled, ratios, row
 from torch.nn.functional import linear, normalize
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
@@ -157,6 +157,9 @@ def main() -> list[dict]:
     conversations = [messages(item) for item in own]
     with tempfile.TemporaryDirectory() as folder:
         found = peers(checkpoint(Path(folder)), own)
+    for name in DTYPES:
+        with profiled(f"encode {name}"):
+            found["encode", name](own)
     work = {name: found.pop(("gigaflop", name)) for name in DTYPES}
     times: dict = {peer: [] for peer in found}
     embeddings = {}

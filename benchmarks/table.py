@@ -61,7 +61,7 @@ def profiled(name: str) -> Iterator[None]:
         sort_by="self_cpu_time_total", row_limit=TOP, max_name_column_width=40
     )
     pstats.Stats(calls, stream=text).strip_dirs().sort_stats("tottime").print_stats(TOP)
-    file = HERE.parent / "build" / f"profile-{name}.txt"
+    file = HERE.parent / "build" / f"profile-{name.replace(' ', '-')}.txt"
     file.parent.mkdir(exist_ok=True)
     file.write_text(f"{name}: {machine()}\n{table}\n{text.getvalue()}", encoding="utf-8")
     print(file.read_text(encoding="utf-8"))

@@ -18,7 +18,7 @@ from coral_lab.images import ItemError
 from coral_lab.interleaved import Format, Product, Query, name_of
 from coral_lab.metrics import Estimate
 from coral_lab.models import Model
-from coral_lab.search import top_k
+from coral_lab.search import Pool, prepare, top_k
 
 METRICS = ("R@1", "R@5", "R@10", "MRR@10", "nDCG@10")
 
@@ -39,6 +39,11 @@ class Index:
     @cached_property
     def rows(self) -> Mapping[str, int]:
         return {product.id: row for row, product in enumerate(self.products)}
+
+    @cached_property
+    def pool(self) -> Pool:
+        """The embeddings prepared for many searches: a large pool takes a quarter more memory."""
+        return prepare(self.embeddings)
 
     def search(self, query: Query, k: int = 10, *, exclude_references: bool = True) -> Hits:
         """The `k` best products for one query. Its references are left out unless they are positives."""
@@ -90,7 +95,7 @@ def ranking(
     """Scores and rows of the `k` best of each query; row -1 and score NaN where the pool has no more."""
     left_out = [_left_out(query, index) if exclude_references else () for query in queries]
     spare = max(map(len, left_out), default=0)
-    scores, rows = top_k(embeddings, index.embeddings, k + spare)
+    scores, rows = top_k(embeddings, index.pool, k + spare)
     kept = np.array([~np.isin(row, list(out)) for row, out in zip(rows, left_out, strict=True)]).reshape(
         rows.shape
     )
@@ -229,9 +234,9 @@ def evaluate(
 ) -> Result:
     """Rank the pool for every query, to depth `k`, and measure it as MERIT's authors do.
 
-    `products` may be an index that was made before; `store` is that of `encode`. Reference products are left out of their own query's ranking
-    unless they are positives. Raises ValueError for no queries or k < 10, ItemError for a query without positives
-    in the pool.
+    `products` may be an index that was made before; `store` is that of `encode`. Reference products are left out of
+    their own query's ranking unless they are positives. Raises ValueError for no queries or k < 10, ItemError for a
+    query without positives in the pool.
     """
     queries = tuple(queries)
     if not queries or k < metrics.DEPTH:

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from coral_lab import Condition, ItemError, Product, Query, encode, evaluate, index
+from coral_lab import Condition, ItemError, Product, Query, encode, evaluate, evaluation, index
 from coral_lab.evaluation import Index, ranking
 from coral_lab.search import top_k
 
@@ -37,6 +37,16 @@ def test_search_ranks_by_dot_product(random_model, pool, queries):
     assert [hit.product.id for hit in hits] == [pool.products[row].id for row in rows[0]]
     np.testing.assert_allclose([hit.score for hit in hits], scores[0], atol=1e-6)
     assert [hit.rank for hit in hits] == [1, 2, 3, 4, 5]
+
+
+def test_a_pool_is_prepared_once_for_all_its_searches(random_model, pool, queries, monkeypatch):
+    prepared, prepare = [], evaluation.prepare
+    monkeypatch.setattr(evaluation, "prepare", lambda rows: prepared.append(rows) or prepare(rows))
+    own = Index(random_model, pool.products, pool.embeddings)
+    for query in queries[:3]:
+        own.search(query)
+    assert len(prepared) == 1
+    assert prepared[0] is pool.embeddings
 
 
 def toy_index(model, scores: list[float], shop) -> Index:
