@@ -1,12 +1,12 @@
 """Which queries and answers stand together in a contrastive batch.
 
-Wrong candidates teach only as far as they are close: more and more batches come from two classes only. On MERIT-mini
-half of the queries are cut to fewer conditions, because with all of them an answer can be told from the others by the
-easiest alone, and the rest would never be learnt; and hard negatives are near misses, which fail in one thing.
+Wrong candidates teach only as far as they are close: more and more batches come from two classes only, and on
+MERIT-mini half of the queries are cut to fewer conditions, because with all of them an answer can be told from the
+others by the easiest alone, and the rest would never be learnt.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from random import Random
 
@@ -60,8 +60,7 @@ def plain_pairs(shop: Dataset, negatives: int = 0) -> MakePair:
 def mini_pairs(shop: Dataset, negatives: int = 0, languages: Sequence[str] = LANGUAGES) -> MakePair:
     """MERIT-mini's queries in other words and cut to fewer conditions, with positives that show what is wanted.
 
-    Each of the `negatives` lacks one wanted thing, drawn anew, and meets all others; where no product does, it is any of
-    the class that is no answer. Words are put in `languages` only, English first.
+    Words are put in `languages` only, English first.
     """
     having, by_class = defaultdict(set), defaultdict(list)
     for product in shop.products:
@@ -78,23 +77,12 @@ def mini_pairs(shop: Dataset, negatives: int = 0, languages: Sequence[str] = LAN
         query = replace(query, positives=tuple(right))
         showing = [id for id in right if wanted.keys() <= shown(shop.by_id[id])]
         positive = translated(shop.by_id[rng.choice(showing or right)], rng, languages)
-        hard = [_near_miss(query, wanted, having, by_class, rng) for _ in range(negatives)]
+        hard = _negatives(query, by_class, shop, negatives, rng)
         return Pair(
             varied(query, rng, languages), positive, tuple(translated(p, rng, languages) for p in hard)
         )
 
     return make
-
-
-def _near_miss(query: Query, wanted: Mapping[str, str], having, by_class, rng: Random) -> Product:
-    products = {product.id: product for product in by_class[query.class_name]}
-    near = products.keys() - {product.id for product in query.references}
-    for lacking in rng.sample(sorted(wanted), len(wanted)):
-        meeting = (having[query.class_name, key, value] for key, value in wanted.items() if key != lacking)
-        found = near.intersection(*meeting) - having[query.class_name, lacking, wanted[lacking]]
-        if found:
-            return products[rng.choice(sorted(found))]
-    return products[rng.choice(sorted(near - set(query.positives)))]
 
 
 def _negatives(query: Query, by_class, shop: Dataset, count: int, rng: Random) -> tuple[Product, ...]:
