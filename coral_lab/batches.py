@@ -11,6 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import pairwise, takewhile
 
+import torch
+from threadpoolctl import threadpool_limits
+
 from coral_lab.images import ItemError
 from coral_lab.inputs import Prompt, Vision, look, token_ids
 from coral_lab.models import Model
@@ -94,12 +97,18 @@ def plan(
 
     At most `count` prompts and `tokens` tokens a batch, padding included.
     """
-    with ThreadPoolExecutor(1) as ahead:
+    with ThreadPoolExecutor(1, initializer=_on_one_core) as ahead:
         batches = _plan(model, prompts, windows, count, tokens)
         coming = ahead.submit(next, batches, None)
         while (batch := coming.result()) is not None:
             coming = ahead.submit(next, batches, None)
             yield batch
+
+
+def _on_one_core() -> None:
+    """Keeps this thread's torch from starting threads of its own, which would wait in the way of the model's."""
+    torch.get_num_threads()  # sets the thread up; else its first sum would undo this
+    threadpool_limits(1, user_api="openmp")
 
 
 def _plan(model: Model, prompts, windows, count: int, tokens: int) -> Iterator[Batch]:

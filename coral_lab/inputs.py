@@ -25,6 +25,10 @@ Item = Product | Query | Sequence[dict]
 """What can be encoded: a product, a query, or chat messages as the model card builds them."""
 
 
+PATCHES, CPU_PATCHES = 2**15, 2**12
+"""Patches that the vision tower looks at together."""
+
+
 @dataclass(frozen=True)
 class Prompt:
     """One item after the chat template: `text` has one image token for each of the `pictures`, in order."""
@@ -113,9 +117,21 @@ def see(model: Model, prompts: Sequence[Prompt], moves: Moves | None = None) -> 
 
 
 def look(model: Model, found: Mapping[Hashable, Pixel], moves: Moves | None = None) -> Vision:
-    """As `see`, of pictures that are processed already."""
-    if not found:
-        return Vision({}, {})
+    """As `see`, of pictures that are processed already: as many of them at once as a processor's cache has room for."""
+    most = CPU_PATCHES if model.device.type == "cpu" else PATCHES
+    features, some, size = {}, {}, 0
+    for k, pixel in found.items():
+        if some and size + len(pixel[0]) > most:
+            features |= _look(model, some, moves)
+            some, size = {}, 0
+        some[k] = pixel
+        size += len(pixel[0])
+    if some:
+        features |= _look(model, some, moves)
+    return Vision(features, {k: grid for k, (_, grid) in found.items()})
+
+
+def _look(model: Model, found: Mapping[Hashable, Pixel], moves: Moves | None) -> dict[Hashable, Tensor]:
     values = torch.cat([pair[0] for pair in found.values()])
     grids = torch.stack([pair[1] for pair in found.values()])
     if moves is not None:
@@ -125,7 +141,7 @@ def look(model: Model, found: Mapping[Hashable, Pixel], moves: Moves | None = No
     output = model.network.model.get_image_features(
         values.to(model.device), grids.to(model.device), return_dict=True
     )
-    return Vision(dict(zip(found, output.pooler_output, strict=True)), dict(zip(found, grids, strict=True)))
+    return dict(zip(found, output.pooler_output, strict=True))
 
 
 def tokenize(model: Model, prompts: Sequence[Prompt], vision: Vision, answers: Sequence[str] | None = None):

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
-from coral_lab import html, vision
+from coral_lab import cpu_attention, html, vision
 from coral_lab.errors import WorkbenchError
 from coral_lab.hub import HubError, download
 from coral_lab.pixels import Pixels
@@ -92,7 +92,7 @@ def load(
     A folder may hold a LoRA adapter, which is merged into its base. `device` is by default CUDA, else MPS, else
     the CPU; `dtype` bfloat16 on GPUs, and on the CPU if it computes in bfloat16 itself and the checkpoint was saved in
     it (CORAL is, coral-mini is not: its figures do not depend on the machine), else float32; `attention`
-    FlashAttention 2 on CUDA where it is installed, else SDPA. `revision` is a hub branch, tag or commit; `offline`
+    FlashAttention 2 on CUDA where it is installed, else SDPA, or `cpu_attention.py`'s for bfloat16 on a CPU. `revision` is a hub branch, tag or commit; `offline`
     looks only at what was downloaded. Only safetensors are read and no code from a checkpoint is run.
     Raises CheckpointError, with the way out, for anything that is not a whole Qwen2.5-VL checkpoint.
     """
@@ -186,7 +186,8 @@ def _network(folder: Path, dtype: torch.dtype | None, device: torch.device, atte
     dtype = dtype or _best_dtype(device, config)
     if attention is None:
         has_flash = device.type == "cuda" and dtype != torch.float32 and find_spec("flash_attn") is not None
-        attention = "flash_attention_2" if has_flash else "sdpa"
+        by_products = device.type == "cpu" and dtype == torch.bfloat16
+        attention = "flash_attention_2" if has_flash else cpu_attention.NAME if by_products else "sdpa"
     try:
         network, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(
             folder, dtype=dtype, attn_implementation=attention, output_loading_info=True, use_safetensors=True,
@@ -195,7 +196,7 @@ def _network(folder: Path, dtype: torch.dtype | None, device: torch.device, atte
     except (OSError, RuntimeError, ValueError, ImportError, SafetensorError) as error:
         raise CheckpointError(f"{folder} could not be loaded: {error}") from error
     _check_report(report, folder)
-    if attention == "sdpa":  # the same sums in fewer calls
+    if attention in ("sdpa", cpu_attention.NAME):  # the same sums in fewer calls
         network.model.visual.config._attn_implementation = vision.NAME
     vision.project_at_once(network.model.visual)
     return network

@@ -13,7 +13,7 @@ MODULES = sorted(file.stem for file in PACKAGE.glob("*.py"))
 
 # A module may import what stands on the floors below its own, nothing on its own floor or above.
 FLOORS = [
-    "augment cards errors html images last_layer losses metrics outlines parallel search vision",
+    "augment cards cpu_attention errors html images last_layer losses metrics outlines parallel search vision",
     "geometry hub interleaved marks pixels plots rows shapes_accessories shapes_clothes shapes_home vectors",
     "hits instructions models shapes titles widgets",
     "drawing inputs maps merit_files mini picker queries training",
