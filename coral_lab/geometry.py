@@ -119,28 +119,12 @@ def pca(
 def umap(rows: Rows, seed: int = 0, neighbours: int = 15, min_dist: float = 0.1) -> Map:
     """UMAP of the rows by cosine; the same map for the same seed on one machine (McInnes et al., 1802.03426).
 
-    It is given the exact neighbours, which `top_k` finds sooner than UMAP its approximate ones.
+    UMAP finds its own, approximate neighbours: exact ones take longer and make no better map (benchmarks/projection.py).
     """
     from umap import UMAP
 
-    found = UMAP(n_neighbors=min(neighbours, len(rows) - 1), min_dist=min_dist, metric="cosine", random_state=seed,
-                 n_jobs=1, precomputed_knn=_nearest(rows, min(neighbours, len(rows) - 1)))  # fmt: skip
-    with (
-        warnings.catch_warnings()
-    ):  # without an index of UMAP's own there is no `transform`, which nobody asks for
-        warnings.filterwarnings("ignore", "precomputed_knn", UserWarning)
-        return found.fit_transform(rows)
-
-
-def _nearest(
-    rows: Rows, count: int
-) -> tuple[Int64[np.ndarray, "row count"], Float32[np.ndarray, "row count"]]:
-    """Each row and its nearest others as UMAP counts them, itself first, and their cosine distances."""
-    near = np.column_stack([np.arange(len(rows)), neighbours(rows, count - 1)])
-    cosines = np.stack([rows[some] @ row for row, some in zip(rows, near, strict=True)])
-    distances = np.maximum(0, 1 - cosines)
-    distances[:, 0] = 0
-    return near, distances
+    return UMAP(n_neighbors=min(neighbours, len(rows) - 1), min_dist=min_dist, metric="cosine", random_state=seed,
+                n_jobs=1).fit_transform(rows)  # fmt: skip
 
 
 def aligned_umaps(spaces: Sequence[Rows], seed: int = 0, neighbours: int = 15) -> list[Map]:

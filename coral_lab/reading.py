@@ -90,15 +90,13 @@ def _rows(model: Model, prompts: Sequence[Prompt], vision: Vision, batch: BatchE
     numbers = {k: -1 - n for n, k in enumerate(vision.features)}
     symbols, pictures = batch["input_ids"].clone(), []
     for i, prompt in enumerate(prompts):
-        places = (symbols[i][mask[i]] == model.processor.image_token_id).nonzero()[:, 0]
-        features = [vision.features[key(picture)] for picture in prompt.pictures]
-        runs = places.split([len(own) for own in features])
+        keys = list(map(key, prompt.pictures))
+        features = [vision.features[k] for k in keys]
+        sizes = [len(own) for own in features]
+        runs = (symbols[i][mask[i]] == model.processor.image_token_id).nonzero()[:, 0].split(sizes)
         pictures.append([(int(run[0]), own) for run, own in zip(runs, features, strict=True)])
-        own = torch.tensor(
-            [numbers[key(picture)] for picture in prompt.pictures for _ in vision.features[key(picture)]],
-            dtype=torch.long,
-        )
-        symbols[i, symbols[i] == model.processor.image_token_id] = own
+        own = [numbers[k] for k, size in zip(keys, sizes, strict=True) for _ in range(size)]
+        symbols[i, symbols[i] == model.processor.image_token_id] = torch.tensor(own, dtype=torch.long)
 
     def aligned(values: Tensor) -> Tensor:
         return pad_sequence([row[real] for row, real in zip(values, mask, strict=True)], batch_first=True)
