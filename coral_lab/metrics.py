@@ -113,10 +113,9 @@ def _crossed(shape: tuple[int, int], resamples: int, seed: int) -> Callable[[np.
     if 0 in shape:
         raise ValueError(f"values are of shape {shape}; give at least one query and one seed")
     random = np.random.default_rng(seed)
-    queries, seeds = (
-        random.multinomial(count, np.full(count, 1 / count), resamples) / count for count in shape
-    )
-    return lambda values: ((queries @ values) * seeds).sum(1)
+    queries, seeds = (random.multinomial(count, np.full(count, 1 / count), resamples) for count in shape)
+    # Divided at last: sums of hits are whole numbers, the same on every processor.
+    return lambda values: ((queries @ values) * seeds).sum(1) / (shape[0] * shape[1])
 
 
 def _percentiles(mean: float, draws: np.ndarray, n: int, confidence: float) -> Estimate:
