@@ -1,4 +1,7 @@
-"""Reduces the PNGs of executed notebooks to 256 colours, a third of their size: python notebooks/shrink.py NOTEBOOK …"""
+"""Makes executed notebooks smaller: python notebooks/shrink.py NOTEBOOK …
+
+PNGs get 256 colours, a third of their size. Progress bars go: without their widget they say 0% for ever.
+"""
 
 import base64
 import io
@@ -17,9 +20,15 @@ def reduced(png: str) -> str:
     return min(png, base64.b64encode(file.getvalue()).decode(), key=len)
 
 
+def is_bar(output: dict) -> bool:
+    return "0%|" in "".join(output.get("data", {}).get("text/plain", ()))
+
+
 for name in sys.argv[1:]:
     notebook = json.loads(Path(name).read_text(encoding="utf-8"))
     for cell in notebook["cells"]:
+        if "outputs" in cell:
+            cell["outputs"] = [output for output in cell["outputs"] if not is_bar(output)]
         for output in cell.get("outputs", ()):
             if "image/png" in output.get("data", {}):
                 output["data"]["image/png"] = reduced(output["data"]["image/png"])
