@@ -35,26 +35,16 @@ def read_last(
     `batch` is as `tokenize` makes it. A row shorter than `count` begins with states of its padding, which mean nothing.
     """
     rows = _rows(model, prompts, vision, batch)
-    order, states = [], []
-    cache, at = DynamicCache(config=model.network.config.text_config), 0
-    groups = [(list(range(len(prompts))), 0)]  # rows that are alike up to `at`, and their place in the cache
+    order, states, cache = [], [], DynamicCache(config=model.network.config.text_config)
     with only_last(model.network.model.language_model, count):
-        while groups:
-            alike = [rows.alike(own, at, count) for own, _ in groups]
-            worth = [size * (len(own) - 1) >= WORTH for size, (own, _) in zip(alike, groups, strict=True)]
-            if not all(worth):
-                ends = sorted(
-                    (i, place) for n, (own, place) in enumerate(groups) if not worth[n] for i in own
-                )
-                own, places = map(list, zip(*ends, strict=True))
-                states.append(_read(model, rows, own, at, None, _chosen(cache, places))[:, -count:])
-                order += own
-            groups = list(compress(groups, worth))
-            if groups:
-                end = at + min(compress(alike, worth))
-                cache = _chosen(cache, [place for _, place in groups])
-                _read(model, rows, [own[0] for own, _ in groups], at, end, cache)
-                groups, at = list(_split(rows, groups, end)), end
+        for step in _steps(rows, count):
+            held = _chosen(cache, step.held)
+            read = _read(model, rows, step, held)
+            if step.end is None:
+                states.append(read[:, -count:])
+                order += step.rows
+            else:
+                cache = held
     if len(states) == 1:  # all rows, in order
         return states[0]
     back = torch.empty(len(order), dtype=torch.long)
@@ -105,13 +95,40 @@ def _rows(model: Model, prompts: Sequence[Prompt], vision: Vision, batch: BatchE
     return _Rows(aligned(batch["input_ids"]), aligned(symbols), positions, mask.sum(1), pictures)
 
 
-def _split(rows: _Rows, groups, at: int) -> Iterator[tuple[list[int], int]]:
-    """The groups' rows by the token that stands at `at`, and the group they come from."""
-    for place, (own, _) in enumerate(groups):
+@dataclass(frozen=True)
+class _Step:
+    """One call: `rows` from `at` to `end`, or each to its own. What stands before is in rows `held` of the cache, which
+    is that of the last step with an `end`."""
+
+    rows: list[int]
+    held: list[int]
+    at: int
+    end: int | None = None
+
+
+def _steps(rows: _Rows, count: int) -> Iterator[_Step]:
+    """Groups of rows that begin alike, level by level: one of a group stands for all up to where they part."""
+    at, groups = 0, [(list(range(len(rows.lengths))), 0)]
+    while groups:
+        alike = [rows.alike(own, at, count) for own, _ in groups]
+        worth = [size * (len(own) - 1) >= WORTH for size, (own, _) in zip(alike, groups, strict=True)]
+        if not all(worth):
+            ends = sorted((i, held) for n, (own, held) in enumerate(groups) if not worth[n] for i in own)
+            yield _Step([i for i, _ in ends], [held for _, held in ends], at)
+        going = list(compress(groups, worth))
+        end = at + min(compress(alike, worth), default=0)
+        if going:
+            yield _Step([own[0] for own, _ in going], [held for _, held in going], at, end)
+        groups, at = list(_parted(rows, [own for own, _ in going], end)), end
+
+
+def _parted(rows: _Rows, groups: Sequence[Sequence[int]], at: int) -> Iterator[tuple[list[int], int]]:
+    """The groups' rows by the token that stands at `at`, with the number of the group they come from."""
+    for number, own in enumerate(groups):
         by_next = defaultdict(list)
         for i in own:
             by_next[int(rows.symbols[i, at])].append(i)
-        yield from ((some, place) for some in by_next.values())
+        yield from ((some, number) for some in by_next.values())
 
 
 def _chosen(cache: DynamicCache, places: list[int]) -> DynamicCache:
@@ -126,11 +143,10 @@ def _chosen(cache: DynamicCache, places: list[int]) -> DynamicCache:
     return found
 
 
-def _read(
-    model: Model, rows: _Rows, own: list[int], at: int, end: int | None, cache: DynamicCache
-) -> Float[Tensor, "row token dim"]:
-    """The text model's states of these rows from `at` to `end`, or each to its own end, padded on the left."""
-    ends = torch.full((len(own),), end) if end else rows.lengths[own]
+def _read(model: Model, rows: _Rows, step: _Step, cache: DynamicCache) -> Float[Tensor, "row token dim"]:
+    """The text model's states of a step, padded on the left."""
+    own, at = step.rows, step.at
+    ends = torch.full((len(own),), step.end) if step.end else rows.lengths[own]
     width = int(ends.max()) - at
     tokens = ends[:, None] - width + torch.arange(width)
     real, tokens = tokens >= at, tokens.clamp(min=0)

@@ -5,6 +5,7 @@ from itertools import permutations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -131,6 +132,19 @@ def test_wordings_that_begin_alike_share_a_batch(random_model, related, monkeypa
     orders = [query.reordered(order) for order in permutations(range(3))]
     encode(random_model, orders)
     assert len(found[0]) > 400 // found[0].lengths[0]
+
+
+def test_reading_ahead_takes_one_core_and_leaves_the_others_theirs(random_model, related, monkeypatch):
+    before, found, prepare = torch.get_num_threads(), [], batches._prepare
+
+    def told(*args):
+        found.append(torch.get_num_threads())
+        return prepare(*args)
+
+    monkeypatch.setattr(batches, "_prepare", told)
+    encode(random_model, related)
+    assert set(found) == {1}
+    assert torch.get_num_threads() == before
 
 
 def test_the_next_pictures_are_opened_while_the_model_works(random_model, monkeypatch):

@@ -149,6 +149,20 @@ def test_a_picture_shown_twice_is_looked_at_once(random_model, shop, monkeypatch
     assert len(inputs.see(random_model, prompts).features) == 1
 
 
+def test_pictures_looked_at_in_lots_are_those_looked_at_together(random_model, shop, monkeypatch):
+    prompts = [inputs.prompt(random_model, product) for product in shop.products[:7]]
+    moves = inputs.draw_moves(prompts)
+    for moved in (None, moves):
+        whole = inputs.see(random_model, prompts, moved)
+        for most in (1, 80):  # one picture of 36 patches at a time, and two
+            monkeypatch.setattr(inputs, "CPU_PATCHES", most)
+            found = inputs.see(random_model, prompts, moved)
+            assert list(found.features) == list(whole.features) == list(found.grids)
+            for k, features in whole.features.items():
+                torch.testing.assert_close(found.features[k], features, atol=1e-5, rtol=1e-5)
+        monkeypatch.undo()
+
+
 def test_bfloat16_stays_close(random_folder, random_model, mixed_queries):
     half = load(random_folder, dtype="bfloat16")
     alone = np.concatenate([encode(half, query) for query in mixed_queries])
