@@ -38,7 +38,7 @@ bench: .venv/ready
 	set -e; for name in encode sweeps search "search mapped" projection training objective "objective memory" store widget \
 	  startup; do echo "== $$name"; .venv/bin/python benchmarks/$${name%% *}.py $${name#$${name%% *}}; done
 
-# Trains coral-mini again, about three hours on two cores; goes on where it was stopped.
+# Trains coral-mini again, in hours; goes on where it was stopped.
 mini: .venv/ready
 	$(RUN) coral_lab train --stage base --out build/coral-mini-first
 	$(RUN) coral_lab train --stage review --model build/coral-mini-first --out build/coral-mini-review
