@@ -1,11 +1,12 @@
 """Makes executed notebooks smaller: python notebooks/shrink.py NOTEBOOK …
 
-PNGs get 256 colours, a third of their size. Progress bars go: without their widget they say 0% for ever.
+PNGs get 256 colours, a third of their size. Progress bars go: without their widget they stand still.
 """
 
 import base64
 import io
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -21,7 +22,7 @@ def reduced(png: str) -> str:
 
 
 def is_bar(output: dict) -> bool:
-    return "0%|" in "".join(output.get("data", {}).get("text/plain", ()))
+    return re.search(r"\d%\|", "".join(output.get("data", {}).get("text/plain", ()))) is not None
 
 
 for name in sys.argv[1:]:
