@@ -5,13 +5,12 @@ python benchmarks/objective.py memory     peak memory of a step of 64 and of 512
 """
 
 import json
-import resource
 import subprocess
 import sys
 import time
 
 import torch
-from table import keep, ratios, row
+from table import keep, megabytes, ratios, row
 
 from coral_lab import load
 from coral_lab.catalogue import catalogue
@@ -50,15 +49,11 @@ def peak(pairs: int) -> dict[str, float]:
     model.pixels.limit = 0  # else the pictures themselves would be kept
     coral = Coral()
     heads, sampler = decoders(model, coral), pair_sampler(shop, mini_pairs(shop), pairs, 10)
-    found = {"before": _peak()}
+    found = {"before": megabytes("VmHWM")}
     torch.manual_seed(0)
     batch = make_batch(model, sampler(0), heads.longest, augmented=True)
     gradients(model, heads, batch, coral, CHUNK)
-    return found | {"step": _peak()}
-
-
-def _peak() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return found | {"step": megabytes("VmHWM")}
 
 
 def memory() -> list[dict]:

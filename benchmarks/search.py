@@ -13,11 +13,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
-from table import keep, profiled, ratios, row
+from table import keep, megabytes, profiled, ratios, row
 
 from coral_lab.search import prepare, top_k
 
@@ -90,11 +89,11 @@ def compare() -> list[dict]:
 def peak(folder: str) -> float:
     """Most memory that a process took beyond what its libraries do, over that of the vectors, which are in it."""
     torch._int_mm(torch.ones(64, 64, dtype=torch.int8), torch.ones(64, 64, dtype=torch.int8))
-    before = _megabytes("VmHWM")
+    before = megabytes("VmHWM")
     candidates = np.load(f"{folder}/candidates.npy")
     queries = np.load(f"{folder}/queries.npy")
     top_k(queries, prepare(candidates), K)
-    return (_megabytes("VmHWM") - before) * 2**20 / candidates.nbytes
+    return (megabytes("VmHWM") - before) * 2**20 / candidates.nbytes
 
 
 def mapped(count: int = 1_000_000) -> list[dict]:
@@ -113,7 +112,7 @@ def mapped(count: int = 1_000_000) -> list[dict]:
         for number, asked in ((100, "100 queries"), (1, "one query")):
             times = [seconds(lambda n=number: top_k(queries[:n], pool, K)) for _ in range(5)]
             rows.append(row(f"1,000,000 in a bfloat16 file: {asked}, s", times))
-        private = _megabytes("RssAnon")
+        private = megabytes("RssAnon")
         best = top_k(queries[:3], pool, K)
         part = [
             top_k(queries[:3], candidates[a : a + 100_000].float().numpy(), K)
@@ -125,12 +124,6 @@ def mapped(count: int = 1_000_000) -> list[dict]:
         np.testing.assert_array_equal(np.take_along_axis(found, order, 1), best[1])
     rows.append(row("1,000,000 in a bfloat16 file: memory that is not the file's, MB", [private]))
     return rows
-
-
-def _megabytes(name: str) -> float:
-    """VmHWM: the most memory so far. RssAnon: without pages of mapped files, which can be dropped at any time."""
-    text = Path("/proc/self/status").read_text()
-    return next(int(line.split()[1]) for line in text.splitlines() if line.startswith(name)) / 1024
 
 
 if __name__ == "__main__":

@@ -8,10 +8,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 
 import numpy as np
-from table import keep, row
+from table import keep, megabytes, row
 
 from coral_lab.vectors import Row, Vectors
 
@@ -40,7 +39,7 @@ def ingest(folder: str) -> dict[str, list[float]]:
 
 def search(folder: str) -> dict[str, list[float]]:
     """Peak memory of a process that opens the store and searches it, over its imports, and seconds a search."""
-    imported = peak()
+    imported = megabytes("VmHWM")
     random, store, seconds = np.random.default_rng(1), store_in(folder), []
     for number in range(SEARCHES):
         query = random.standard_normal(DIM, dtype=np.float32)
@@ -48,16 +47,10 @@ def search(folder: str) -> dict[str, list[float]]:
         rows, _ = store.nearest(query, 10, "class = 'bag'" if number % 2 else None)
         seconds.append(time.perf_counter() - started)
         assert len(rows) == 10
-    taken, size = peak() - imported, COUNT * DIM * 4 / 2**20
+    taken, size = megabytes("VmHWM") - imported, COUNT * DIM * 4 / 2**20
     return {"search, s": seconds[::2], "search of one class, s": seconds[1::2], "imports, MB": [imported],
             "peak memory over the imports, MB": [taken], "vectors, MB": [size],
             "peak memory over the imports / vectors": [taken / size]}  # fmt: skip
-
-
-def peak() -> float:
-    """MB that this process had at most; unlike `ru_maxrss`, nothing of the process that started it."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """What many wordings of one query cost beside as many unrelated queries. Writes benchmarks/sweeps.csv.
 
 A query's pictures are looked at once, however many of its orders or languages are embedded, and what several orders
-begin with is read once. In another language the first words differ already, and all that follows them is read anew: no
-less than the text model's share of the work is left, about six tenths. The model, a Qwen2.5-VL with random weights, and
+begin with is read once. In another language the first words differ already, and all that follows them is read anew: the
+text model's whole share of the work is left. The model, a Qwen2.5-VL with random weights, and
 the pictures are those of benchmarks/encode.py.
 
 python benchmarks/sweeps.py
