@@ -129,14 +129,24 @@ def _plan(model: Model, prompts, windows, count: int, tokens: int) -> Iterator[B
             own = order[some.start : some.stop]
             good, pixels, refused = _prepare(model, prompts, own, kept)
             kept |= {k: len(pixel[0]) // merge for k, pixel in pixels.items()}
-            good = sorted(good, key=lambda i: _tokens(rows[i], kept))
-            lengths, same = [_tokens(rows[i], kept) for i in good], _alike([rows[i] for i in good], kept)
+            lengths = {i: _tokens(rows[i], kept) for i in good}
+            good = sorted(good, key=lengths.__getitem__)
+            same = _alike([rows[i] for i in good], kept)
             shown = _shown(prompts, own)
             uses.subtract(shown)
             gone = _leaving(shown, uses, kept, KEPT // (model.dim * model.dtype.itemsize))
             for k in gone:
                 del kept[k]
-            yield Batch(good, [prompts[i] for i in good], lengths, same, pixels, seen, gone, refused)
+            yield Batch(
+                good,
+                [prompts[i] for i in good],
+                [lengths[i] for i in good],
+                same,
+                pixels,
+                seen,
+                gone,
+                refused,
+            )
 
 
 def _symbols(model: Model, prompt: Prompt, ids: Sequence[int]) -> list[int | tuple[Hashable]]:

@@ -92,8 +92,8 @@ def load(
     A folder may hold a LoRA adapter, which is merged into its base. `device` is by default CUDA, else MPS, else
     the CPU; `dtype` bfloat16 on GPUs, and on the CPU if it computes in bfloat16 itself and the checkpoint was saved in
     it (CORAL is, coral-mini is not: its figures do not depend on the machine), else float32; `attention`
-    FlashAttention 2 on CUDA where it is installed, else SDPA, or `cpu_attention.py`'s for bfloat16 on a CPU. `revision` is a hub branch, tag or commit; `offline`
-    looks only at what was downloaded. Only safetensors are read and no code from a checkpoint is run.
+    FlashAttention 2 on CUDA where it is installed, else SDPA, or `cpu_attention.py`'s for bfloat16 on a CPU. `revision`
+    is a hub branch, tag or commit; `offline` looks only at what was downloaded. Only safetensors are read and no code from a checkpoint is run.
     Raises CheckpointError, with the way out, for anything that is not a whole Qwen2.5-VL checkpoint.
     """
     device = torch.device(device or _best_device())

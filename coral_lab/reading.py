@@ -45,11 +45,7 @@ def read_last(
                 order += step.rows
             else:
                 cache = held
-    if len(states) == 1:  # all rows, in order
-        return states[0]
-    back = torch.empty(len(order), dtype=torch.long)
-    back[order] = torch.arange(len(order))
-    return torch.cat(states)[back.to(model.device)]
+    return states[0] if len(states) == 1 else _put_back(states, order)  # one has all rows, in order
 
 
 @dataclass(frozen=True)
@@ -186,6 +182,11 @@ def last_states(
         some = [prompts[i] for i in places]
         rows.append(read_last(model, some, vision, tokenize(model, some, vision))[:, -1])
         order += places
+    return _put_back(rows, order)
+
+
+def _put_back(parts: Sequence[Tensor], order: Sequence[int]) -> Tensor:
+    """The parts' rows together, `order` being the place of each."""
     back = torch.empty(len(order), dtype=torch.long)
     back[order] = torch.arange(len(order))
-    return torch.cat(rows)[back.to(model.device)]
+    return torch.cat(parts)[back.to(parts[0].device)]

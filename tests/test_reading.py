@@ -85,7 +85,7 @@ def test_what_orders_of_a_query_begin_with_is_read_once(random_model, shop, toke
     monkeypatch.setattr(reading, "WORTH", 16)
     check(random_model, orders, count)
     whole, *parts = tokens_read
-    # Of six orders three references of 18 are read once for two rows, and three once for all that begin with them.
+    # Each first reference is read once for its two orders, and the instruction's first words once for all.
     assert sum(parts) < 0.75 * whole
     tokens_read.clear()
     monkeypatch.setattr(reading, "WORTH", 10**6)
