@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--stage",
         required=True,
-        choices=["base", "review", "answers", "summary", "sharpen", "contrastive", "coral"],
+        choices=["base", "review", "answers", "summary", "sharpen", "references", "contrastive", "coral"],
     )
     train.add_argument("--model", help="where to start; base starts from scratch without")
     train.add_argument("--out", required=True, type=Path)

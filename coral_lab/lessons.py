@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from coral_lab import parallel
 from coral_lab.catalogue import ATTRIBUTES, VISUAL, named_in_title, stated
 from coral_lab.inputs import Item, draw_moves, prompt, see, tokenize
 from coral_lab.interleaved import Product, Query
@@ -60,19 +61,31 @@ def _word(value: str) -> str:
 
 
 def answer_loss(model: Model, lessons: Sequence[Lesson], augmented: bool = False) -> Tensor:
-    """Mean next-token cross-entropy over the answers' tokens, the end of turn included."""
+    """Mean next-token cross-entropy over the answers' tokens, the end of turn included.
+
+    Across processes, each with lessons of its own: this process's part of the mean over all of them.
+    """
     logits, targets, _ = _answers(model, lessons, augmented)
-    return cross_entropy(logits, targets)
+    return cross_entropy(logits, targets, reduction="sum") / _everywhere(model, len(targets))
 
 
 def one_word_loss(model: Model, lessons: Sequence[Lesson], augmented: bool = False) -> Tensor:
-    """Next-token cross-entropy of a one-word answer that may be any value of the lesson's, each as likely."""
+    """Next-token cross-entropy of a one-word answer that may be any value of the lesson's, each as likely.
+
+    Mean over the lessons, across processes as in `answer_loss`.
+    """
     prompts = [prompt(model, item) for item, _ in lessons]
     vision = see(model, prompts, draw_moves(prompts) if augmented else None)
     log_p = model.network.lm_head(last_states(model, prompts, vision)).float().log_softmax(-1)
     words = [_values(item, text) for item, text in lessons]
     firsts = [[ids[0] for ids in model.processor.tokenizer(row)["input_ids"]] for row in words]
-    return -torch.stack([row[ids].mean() for row, ids in zip(log_p, firsts, strict=True)]).mean()
+    means = torch.stack([row[ids].mean() for row, ids in zip(log_p, firsts, strict=True)])
+    return -means.sum() / _everywhere(model, len(means))
+
+
+def _everywhere(model: Model, count: int) -> float:
+    """The count summed over all processes."""
+    return parallel.total([count], model.device)[0]
 
 
 def _values(item: Item, text: str) -> list[str]:

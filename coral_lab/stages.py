@@ -10,12 +10,13 @@ from functools import partial
 from pathlib import Path
 from random import Random
 
-from coral_lab.catalogue import LANGUAGES, catalogue, retitle
+from coral_lab import parallel
+from coral_lab.catalogue import LANGUAGES, catalogue, named_in_title, retitle
 from coral_lab.contrastive import contrastive_objective
 from coral_lab.coral import CONTRASTIVE, Coral, decoders
 from coral_lab.evaluation import evaluate
 from coral_lab.inputs import prompt
-from coral_lab.interleaved import Dataset, Product, parts
+from coral_lab.interleaved import Dataset, Product, Query, parts
 from coral_lab.lessons import (
     Lesson,
     answer_loss,
@@ -37,6 +38,7 @@ class Mixture:
     """How many of each lesson a step has, until this share of the steps is done; pictures may be `moved` a little.
 
     `one_word` are so many products and as many queries. `further` train splits, made from other seeds, give pictures.
+    This share of the queries is `disputed`: see `_disputed`.
     """
 
     until: float
@@ -47,6 +49,7 @@ class Mixture:
     one_word: int = 0
     moved: bool = False
     further: int = 0
+    disputed: float = 0.0
 
 
 BASE = (
@@ -69,7 +72,20 @@ SUMMARY = (Mixture(1.00, pictures=64, titles=8, products=8, queries=16, one_word
 SHARPEN = (Mixture(1.00, pictures=128, titles=8, products=8, queries=16, one_word=32, moved=True, further=2),)
 """At last a closer look, at three times as many pictures: small marks on few pictures are learnt by heart."""
 
-MIXTURES = {"base": BASE, "review": REVIEW, "answers": ANSWERS, "summary": SUMMARY, "sharpen": SHARPEN}
+REFERENCES = (
+    Mixture(1.00, pictures=64, titles=16, products=16, queries=64, one_word=32, moved=True, further=2,
+            disputed=0.5),
+)  # fmt: skip
+"""And which reference's size is meant, where titles name two: without it either was answered, as often as the other."""
+
+MIXTURES = {
+    "base": BASE,
+    "review": REVIEW,
+    "answers": ANSWERS,
+    "summary": SUMMARY,
+    "sharpen": SHARPEN,
+    "references": REFERENCES,
+}
 
 
 def corpus(shop: Dataset, limit: int = 4000):
@@ -85,17 +101,28 @@ def corpus(shop: Dataset, limit: int = 4000):
 def base_objective(
     model: Model, shop: Dataset, config: TrainConfig, mixtures: Sequence[Mixture] = BASE
 ) -> Objective:
-    """Next-token loss on lessons in the given mixtures, one term a kind of lesson."""
+    """Next-token loss on lessons in the given mixtures, one term a kind of lesson.
+
+    Across processes each has its share of every kind. Raises ValueError for a number of lessons that cannot be shared.
+    """
 
     autocast = config.autocast(model.device)
     further = range(1, 1 + max(mixture.further for mixture in mixtures))
     seen = (*shop.products, *(p for seed in further for p in catalogue("mini", "train", seed).products))
+    disputed = [q for q in shop.queries if _disputed(q)] if any(m.disputed for m in mixtures) else []
 
     def objective(step: int) -> Step:
         mixture = next(mix for mix in mixtures if step < mix.until * config.steps * config.accumulate)
         rng = Random(f"{config.seed}/base/{step}")
         pick = partial(_pick, shop.products, rng)
-        ask = partial(_ask, shop, rng)
+
+        def ask(count: int) -> list[Lesson]:
+            hard = round(count * mixture.disputed)
+            asked = [fewer(varied(query, rng), rng) for query in rng.sample(shop.queries, count - hard)]
+            asked += [varied(query, rng) for query in rng.sample(disputed, hard)]
+            rng.shuffle(asked)
+            return [query_lesson(query) for query in _own(asked)]
+
         kinds = {
             "see": [picture_lesson(product) for product in _pick(seen, rng, mixture.pictures)],
             "read": [title_lesson(product) for product in pick(mixture.titles)],
@@ -109,19 +136,32 @@ def base_objective(
                 for name, lessons in kinds.items()
                 if lessons
             }
+        terms = backward(losses)
         return Step(
-            backward(losses), [prompt(model, item) for lessons in kinds.values() for item, _ in lessons]
+            dict(zip(terms, parallel.total(list(terms.values()), model.device), strict=True)),
+            [prompt(model, item) for lessons in kinds.values() for item, _ in lessons],
         )
 
     return objective
 
 
 def _pick(products: Sequence[Product], rng: Random, count: int) -> list[Product]:
-    return [translated(product, rng) for product in rng.sample(products, count)]
+    """This process's share, in the catalogue's order: each process mostly draws pictures that no other draws."""
+    places = sorted(rng.sample(range(len(products)), count))
+    return _own([translated(products[place], rng) for place in places])
 
 
-def _ask(shop: Dataset, rng: Random, count: int) -> list[Lesson]:
-    return [query_lesson(fewer(varied(query, rng), rng)) for query in rng.sample(shop.queries, count)]
+def _own(rows: list) -> list:
+    return [rows[i] for i in parallel.share(len(rows))]
+
+
+def _disputed(query: Query) -> bool:
+    """Whether a size is asked for while the title of another reference names another one."""
+    for condition in query.conditions:
+        if condition.attribute == "size":
+            titled = (c.product for c in query.conditions if "size" in named_in_title(c.product))
+            return any(product.attributes["size"][0] != condition.value for product in titled)
+    return False
 
 
 def base_evaluation(model: Model, products: int = 256) -> Callable[[], dict[str, float]]:
@@ -161,6 +201,7 @@ DEFAULTS = {
     "answers": TrainConfig(steps=900, learning_rate=1.5e-3, warmup=50, evaluate_every=100),
     "summary": TrainConfig(steps=600, learning_rate=1.5e-3, warmup=50, evaluate_every=100),
     "sharpen": TrainConfig(steps=600, learning_rate=1e-3, warmup=50, evaluate_every=100),
+    "references": TrainConfig(steps=500, learning_rate=1e-3, warmup=50, evaluate_every=100),
     "contrastive": TrainConfig(steps=800, learning_rate=1e-3, evaluate_every=100),
     "coral": TrainConfig(steps=800, learning_rate=1e-3, evaluate_every=100),
 }
@@ -181,7 +222,7 @@ def run(
     on_step: Callable | None = None,
 ) -> Model:
     """Train one stage on MERIT-mini and save it in `out`: "base" (from scratch without a model), "review", "answers",
-    "summary", "sharpen", "contrastive" or "coral".
+    "summary", "sharpen", "references", "contrastive" or "coral".
 
     `coral` are the weights of the last two, whose batch of `batch_size` pairs is in memory `chunk` pairs at a time,
     with so many hard `negatives` a query. `lora` is the rank of adapters to train instead of all parameters.

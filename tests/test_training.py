@@ -310,7 +310,7 @@ def test_a_step_of_the_base_depends_on_its_number_alone(random_model, shop):
 
 def test_an_unknown_stage_and_a_missing_start_are_named(tmp_path):
     with pytest.raises(
-        ValueError, match="choose one of base, review, answers, summary, sharpen, contrastive, coral"
+        ValueError, match="choose one of base, review, answers, summary, sharpen, references, contrastive, coral"
     ):
         run("coral-plus", None, tmp_path)
     with pytest.raises(ValueError, match="starts from a model"):
