@@ -85,7 +85,7 @@ def one_word_loss(model: Model, lessons: Sequence[Lesson], augmented: bool = Fal
 
 def _everywhere(model: Model, count: int) -> float:
     """The count summed over all processes."""
-    return parallel.total([count], model.device)[0]
+    return parallel.total([float(count)], model.device)[0]
 
 
 def _values(item: Item, text: str) -> list[str]:

@@ -38,7 +38,7 @@ class Mixture:
     """How many of each lesson a step has, until this share of the steps is done; pictures may be `moved` a little.
 
     `one_word` are so many products and as many queries. `further` train splits, made from other seeds, give pictures.
-    This share of the queries is `disputed`: see `_disputed`.
+    This share of the queries is `disputed`: see `disputed`.
     """
 
     until: float
@@ -109,7 +109,7 @@ def base_objective(
     autocast = config.autocast(model.device)
     further = range(1, 1 + max(mixture.further for mixture in mixtures))
     seen = (*shop.products, *(p for seed in further for p in catalogue("mini", "train", seed).products))
-    disputed = [q for q in shop.queries if _disputed(q)] if any(m.disputed for m in mixtures) else []
+    sized = [query for query in shop.queries if disputed(query)]
 
     def objective(step: int) -> Step:
         mixture = next(mix for mix in mixtures if step < mix.until * config.steps * config.accumulate)
@@ -119,7 +119,7 @@ def base_objective(
         def ask(count: int) -> list[Lesson]:
             hard = round(count * mixture.disputed)
             asked = [fewer(varied(query, rng), rng) for query in rng.sample(shop.queries, count - hard)]
-            asked += [varied(query, rng) for query in rng.sample(disputed, hard)]
+            asked += [varied(query, rng) for query in rng.sample(sized, hard)]
             rng.shuffle(asked)
             return [query_lesson(query) for query in _own(asked)]
 
@@ -155,7 +155,7 @@ def _own(rows: list) -> list:
     return [rows[i] for i in parallel.share(len(rows))]
 
 
-def _disputed(query: Query) -> bool:
+def disputed(query: Query) -> bool:
     """Whether a size is asked for while the title of another reference names another one."""
     for condition in query.conditions:
         if condition.attribute == "size":

@@ -1,8 +1,4 @@
-"""A batch in parts, on several processes or with adapters gives the gradients of the whole."""
-
-import pickle
-import subprocess
-import sys
+"""A batch in parts or with adapters gives the gradients of the whole; test_parallel.py has several processes."""
 
 import pytest
 import torch
@@ -65,45 +61,6 @@ def test_gradients_in_parts_are_those_of_the_whole(random_model, pairs, coral, c
     largest = max(gradient.abs().max() for gradient in expected.values())
     for name, gradient in expected.items():
         assert (ours[name] - gradient).abs().max() / largest < 1e-5, name
-
-
-def test_two_processes_give_the_gradients_of_one(random_folder, tmp_path):
-    """gloo on this machine: each embeds half of the batch, their sum is the whole."""
-    script = tmp_path / "worker.py"
-    script.write_text(WORKER, encoding="utf-8")
-    one = [sys.executable, str(script), str(random_folder)]
-    two = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", *one[1:]]
-    for name, command in (("one", one), ("two", two)):
-        subprocess.run([*command, str(tmp_path / name)], check=True, capture_output=True, timeout=240)
-    one, two, second = (pickle.loads((tmp_path / name).read_bytes()) for name in ("one-0", "two-0", "two-1"))
-    assert one["terms"] == pytest.approx(two["terms"], rel=1e-5)
-    largest = max(gradient.abs().max() for gradient in one["gradients"].values())
-    for name, gradient in one["gradients"].items():
-        assert (two["gradients"][name] - gradient).abs().max() / largest < 1e-5, name
-        assert torch.equal(two["gradients"][name], second["gradients"][name]), name
-
-
-WORKER = """
-import os, pickle, sys
-import torch
-torch.set_num_threads(1)
-from coral_lab import catalogue, load, parallel
-from coral_lab.contrastive import gradients, make_batch
-from coral_lab.coral import Coral, decoders
-from coral_lab.pairs import mini_pairs, pair_sampler
-parallel.start()
-shop, coral = catalogue("mini", "val"), Coral(learn_temperature=True)
-model = load(sys.argv[1])
-heads = decoders(model, coral)
-torch.manual_seed(0)
-batch = make_batch(model, pair_sampler(shop, mini_pairs(shop, 1), 4, 10)(9), heads.longest, True)
-terms = gradients(model, heads, batch, coral)
-named = [*model.network.named_parameters(), *heads.named_parameters()]
-parallel.sum_gradients(p for _, p in named)
-found = {name: p.grad for name, p in named if p.grad is not None}
-with open(f"{sys.argv[2]}-{parallel.rank()}", "wb") as file:
-    pickle.dump({"terms": terms, "gradients": found}, file)
-"""
 
 
 def test_a_batch_that_cannot_be_shared_or_cut_is_refused(random_model, pairs, monkeypatch):

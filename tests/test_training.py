@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from coral_lab import encode, load
-from coral_lab.catalogue import ATTRIBUTES, stated
+from coral_lab.catalogue import ATTRIBUTES, named_in_title, stated
 from coral_lab.coral import Coral, decoders
 from coral_lab.inputs import pool, prompt, see
 from coral_lab.lessons import (
@@ -29,7 +29,7 @@ from coral_lab.lessons import (
 )
 from coral_lab.models import add_lora
 from coral_lab.reading import last_states
-from coral_lab.stages import Mixture, base_objective, run
+from coral_lab.stages import Mixture, base_objective, disputed, run
 from coral_lab.training import Step, TrainConfig, backward, learning_rate, train
 
 
@@ -308,9 +308,26 @@ def test_a_step_of_the_base_depends_on_its_number_alone(random_model, shop):
     assert found[0] == found[1]
 
 
+def test_lessons_that_cannot_be_shared_are_refused(random_model, shop, monkeypatch):
+    objective = base_objective(random_model, shop, TrainConfig(steps=10), [Mixture(1.0, pictures=3)])
+    monkeypatch.setattr("coral_lab.parallel.world_size", lambda: 2)
+    with pytest.raises(ValueError, match="a batch of 3 for 2 processes"):
+        objective(0)
+
+
+def test_a_disputed_query_has_another_size_in_another_title(shop):
+    found = [query for query in shop.queries if disputed(query)]
+    assert 0 < len(found) < len(shop.queries)
+    for query in found:
+        wanted = next(c for c in query.conditions if c.attribute == "size")
+        others = [c.product for c in query.conditions if c is not wanted]
+        assert any("size" in named_in_title(p) and p.attributes["size"][0] != wanted.value for p in others)
+
+
 def test_an_unknown_stage_and_a_missing_start_are_named(tmp_path):
     with pytest.raises(
-        ValueError, match="choose one of base, review, answers, summary, sharpen, references, contrastive, coral"
+        ValueError,
+        match="choose one of base, review, answers, summary, sharpen, references, contrastive, coral",
     ):
         run("coral-plus", None, tmp_path)
     with pytest.raises(ValueError, match="starts from a model"):
