@@ -1,6 +1,6 @@
 """The experiments behind the findings: what is trained, what is only asked, and on which queries.
 
-Trained, three seeds each from one base: `loss-ablation` (which terms help), `methods` (LoRA, pasted pictures) and `ood`
+Trained, three seeds each from one base: `loss-ablation` (which terms help, and weighed how), `methods` (LoRA, pasted pictures) and `ood`
 (a class, language or attribute held back, beside a control of the same size). Asked of checkpoints as they are:
 `formats` (Seq, Cat, captions), `conditions` (one dropped or swapped) and `mistakes` (what wrong first hits fail).
 """
@@ -47,6 +47,8 @@ ARMS: Mapping[str, Mapping[str, Arm]] = {
         "coral": Arm(Coral()),
         "reg only": Arm(Coral(lambda2=0)),
         "rec only": Arm(Coral(lambda1=0)),
+        "coral 0.05": Arm(Coral(lambda1=0.05, lambda2=0.05)),
+        "coral 1": Arm(Coral(lambda1=1, lambda2=1)),
     },
     "methods": {
         "contrastive lora": Arm(CONTRASTIVE, lora=16),

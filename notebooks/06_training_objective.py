@@ -232,9 +232,10 @@ published[published["method"].str.contains("ontrastive|Coral|CORAL")][["method",
 # %% [markdown]
 # ## 8. Which term helps? An ablation
 #
-# One run proves little: another seed gives another figure. So six objectives from the same base, each with the same seeds,
-# batches and steps, shorter and with smaller batches than the shipped checkpoints (`coral-lab experiment loss-ablation`
-# made the files read here). **Prediction.** Which is worth more, rebuilding from the query or from the target itself?
+# One run proves little: another seed gives another figure. So eight objectives from the same base, each with the same
+# seeds, batches and steps, shorter and with smaller batches than the shipped checkpoints (`coral-lab experiment
+# loss-ablation` made the files read here). **Prediction.** Which is worth more, rebuilding from the query or from the
+# target itself? And at which weight: a quarter of the shipped one (`coral 0.05`), or five times as much (`coral 1`)?
 
 # %%
 cells = read(DATA / "results" / "loss-ablation.csv")
@@ -244,7 +245,7 @@ cells.pivot(index="arm", columns="seed", values="R@1").reindex(list(ARMS["loss-a
 
 # %% [markdown]
 # Each against contrastive alone, on the same queries and seeds: a paired permutation test over queries, p-values corrected
-# for being five (Holm).
+# for being seven (Holm).
 
 # %%
 ablation = compare(read(DATA / "results" / "loss-ablation-ranks.csv", "query")).set_index("arm")

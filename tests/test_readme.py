@@ -69,7 +69,8 @@ def test_the_ablation_s_figures_are_those_of_its_ranks():
         Path("data/README.md").read_text(encoding="utf-8").partition("## The loss ablation")[2].split()
     )
     table = compare(read("data/results/loss-ablation-ranks.csv", "query")).set_index("arm")
-    names = {"vision": "vision", "language": "language", "coral": "both", "reg only": "L_reg only", "rec only": "L_rec only"}  # fmt: skip
+    names = {"vision": "vision", "language": "language", "coral": "both", "reg only": "L_reg only", "rec only": "L_rec only",
+             "coral 0.05": "both at 0.05", "coral 1": "both at 1"}  # fmt: skip
     for arm, name in names.items():
         assert f"{name} {table.loc[arm, 'difference']:.3f}" in text, arm
     low, high = table.loc["coral", ["low", "high"]]

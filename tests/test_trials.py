@@ -21,6 +21,10 @@ def test_the_arms_differ_by_the_terms_they_name():
     assert on["vision"] | on["language"] == on["coral"] == on["reg only"] | on["rec only"]
     assert not on["vision"] & on["language"]
     assert not on["reg only"] & on["rec only"]
+    weighed = {
+        arm: set(ARMS["loss-ablation"][arm].coral.weights.values()) for arm in ("coral 0.05", "coral 1")
+    }
+    assert weighed == {"coral 0.05": {0.05}, "coral 1": {1}}
 
 
 @pytest.mark.parametrize("kind", OUT_OF_DISTRIBUTION)
