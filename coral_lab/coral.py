@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
+from coral_lab import cpu_linear
 from coral_lab.images import ItemError
 from coral_lab.inputs import Prompt, Vision, tokenize
 from coral_lab.losses import masked_language_modelling, vision_reconstruction
@@ -110,6 +111,7 @@ class Decoders(nn.Module):
         self.by_kind = nn.ModuleDict({kind: Decoder(dim, longest) for kind in sorted(kinds)})
         log_temperature = torch.tensor(math.log(coral.temperature))
         self.log_temperature = nn.Parameter(log_temperature, requires_grad=coral.learn_temperature)
+        cpu_linear.use(self)
 
     @property
     def temperature(self) -> Float[Tensor, ""]:

@@ -16,6 +16,7 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
+from coral_lab import cpu_linear
 from coral_lab.models import Model
 
 PIXELS = 84 * 84
@@ -52,6 +53,7 @@ def untrained(corpus, seed: int = 0, *, text: dict | None = None, vision: dict |
     processor = _processor(_tokenizer(corpus))
     torch.manual_seed(seed)
     network = Qwen2_5_VLForConditionalGeneration(_config(processor.tokenizer, text or {}, vision or {}))
+    cpu_linear.use(network)
     return Model("coral-mini", network.eval(), processor)
 
 

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
-from coral_lab import cpu_attention, html, vision
+from coral_lab import cpu_attention, cpu_linear, html, vision
 from coral_lab.errors import WorkbenchError
 from coral_lab.hub import HubError, download
 from coral_lab.pixels import Pixels
@@ -199,6 +199,7 @@ def _network(folder: Path, dtype: torch.dtype | None, device: torch.device, atte
     if attention in ("sdpa", cpu_attention.NAME):  # the same sums in fewer calls
         network.model.visual.config._attn_implementation = vision.NAME
     vision.project_at_once(network.model.visual)
+    cpu_linear.use(network)
     return network
 
 

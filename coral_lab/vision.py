@@ -9,8 +9,10 @@ fast on a CPU.
 from types import MethodType
 
 import torch
-from torch.nn.functional import linear, scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
+
+from coral_lab.cpu_linear import linear
 
 # transformers hands `cu_seqlens` only to implementations with "flash" in their name.
 NAME = "windows_in_flash_layout"

@@ -13,8 +13,8 @@ MODULES = sorted(file.stem for file in PACKAGE.glob("*.py"))
 
 # A module may import what stands on the floors below its own, nothing on its own floor or above.
 FLOORS = [
-    "augment cards cpu_attention errors html images last_layer losses metrics outlines parallel search vision",
-    "geometry hub interleaved marks pixels plots rows shapes_accessories shapes_clothes shapes_home vectors",
+    "augment cards cpu_attention cpu_linear errors html images last_layer losses metrics outlines parallel search",
+    "geometry hub interleaved marks pixels plots rows shapes_accessories shapes_clothes shapes_home vectors vision",
     "hits instructions models shapes titles widgets",
     "drawing inputs maps merit_files mini picker queries training",
     "batches catalogue coral fingerprints reading",
