@@ -38,21 +38,9 @@ bench: .venv/ready
 	set -e; for name in encode sweeps search "search mapped" projection training objective "objective memory" store widget \
 	  startup; do echo "== $$name"; .venv/bin/python benchmarks/$${name%% *}.py $${name#$${name%% *}}; done
 
-# Trains coral-mini again, in an hour and a half on two cores; goes on where it was stopped. So small a model learns
-# faster in several processes of one thread than in one of several threads.
-WORKERS ?= 2
-TRAIN := $(RUN) torch.distributed.run --standalone --nproc-per-node $(WORKERS) -m coral_lab train
+# Trains coral-mini again, from scratch, every stage in turn; goes on where it was stopped.
 mini: .venv/ready
-	$(TRAIN) --stage base --out build/coral-mini-first
-	$(TRAIN) --stage review --model build/coral-mini-first --out build/coral-mini-review
-	$(TRAIN) --stage answers --model build/coral-mini-review --out build/coral-mini-answers
-	$(TRAIN) --stage summary --model build/coral-mini-answers --out build/coral-mini-summary
-	$(TRAIN) --stage sharpen --model build/coral-mini-summary --out build/coral-mini-sharp
-	$(TRAIN) --stage sharpen --model build/coral-mini-sharp --out build/coral-mini-sharp-again \
-	  --seed 1 --steps 400 --learning-rate 8e-4
-	$(TRAIN) --stage references --model build/coral-mini-sharp-again --out build/coral-mini-base
-	$(TRAIN) --stage contrastive --model build/coral-mini-base --out build/coral-mini-contrastive
-	$(TRAIN) --stage coral --model build/coral-mini-base --out build/coral-mini
+	$(RUN) coral_lab train --stage all --out build
 
 # Installing again happens only when pyproject.toml has changed: after that no network is needed.
 .venv/ready: pyproject.toml tests/constraints.txt

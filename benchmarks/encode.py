@@ -18,10 +18,11 @@ from PIL import Image
 from qwen_vl_utils import process_vision_info
 from sentence_transformers import SentenceTransformer
 from table import keep, profiled, ratios, row
-from torch.nn.functional import linear, normalize
+from torch.nn.functional import normalize
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
 from coral_lab import Condition, Product, Query, catalogue, encode, load, messages
+from coral_lab.cpu_linear import linear
 from coral_lab.mini import untrained
 from coral_lab.models import Model, save
 from coral_lab.stages import corpus

@@ -63,7 +63,18 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--stage",
         required=True,
-        choices=["base", "review", "answers", "summary", "sharpen", "references", "contrastive", "coral"],
+        choices=[
+            "base",
+            "review",
+            "answers",
+            "summary",
+            "sharpen",
+            "references",
+            "contrastive",
+            "coral",
+            "all",
+        ],
+        help="all makes coral-mini from scratch, each stage in a folder below --out",
     )
     train.add_argument("--model", help="where to start; base starts from scratch without")
     train.add_argument("--out", required=True, type=Path)
@@ -71,11 +82,11 @@ def _parser() -> argparse.ArgumentParser:
         train.add_argument(f"--{name.replace('_', '-')}", type=kind)
     for name in CORAL:
         train.add_argument(f"--{name.replace('_', '-')}", type=float, help="see coral_lab.coral.Coral")
-    train.add_argument("--batch-size", type=_positive, default=128, help="pairs a step")
+    train.add_argument("--batch-size", type=_positive, help="pairs a step; 128 by default")
     train.add_argument(
         "--chunk", type=_positive, help="pairs in memory at a time (GradCache); all by default"
     )
-    train.add_argument("--negatives", type=int, default=0, help="hard negatives a query")
+    train.add_argument("--negatives", type=int, help="hard negatives a query; none by default")
     train.add_argument("--lora", type=_positive, metavar="RANK", help="train adapters of this rank only")
     train.add_argument("--device", help="cuda, mps or cpu; the best one there is by default")
 
@@ -242,19 +253,30 @@ def _train(options) -> None:
     from coral_lab import parallel
     from coral_lab.coral import CONTRASTIVE, Coral
     from coral_lab.models import load
-    from coral_lab.stages import DEFAULTS, run
+    from coral_lab.stages import DEFAULTS, run, run_all
 
     parallel.start()  # before the model is loaded: each process has a device of its own
 
     def given(names) -> dict:
         return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
 
+    if options.stage == "all":
+        if other := given(["model", "batch_size", "chunk", "negatives", "lora", *CORAL]):
+            raise ValueError(f"--stage all takes no {', '.join(other)}; leave it out, or train one stage")
+        run_all(options.out, given(CONFIG), options.device)
+        return print(f"saved below {options.out}, each stage with its log.csv")
     config = replace(DEFAULTS[options.stage], **given(CONFIG))
     coral = replace(Coral() if options.stage == "coral" else CONTRASTIVE, **given(CORAL))
     # Parameters learn in float32, whatever the network runs in.
     model = load(options.model, device=options.device, dtype="float32") if options.model else None
-    run(options.stage, model, options.out, config, coral=coral, batch_size=options.batch_size,
-        chunk=options.chunk, negatives=options.negatives, lora=options.lora)  # fmt: skip
+    run(
+        options.stage,
+        model,
+        options.out,
+        config,
+        coral=coral,
+        **given(["batch_size", "chunk", "negatives", "lora"]),
+    )
     print(f"saved in {options.out}, with its log in {options.out / 'log.csv'}")
 
 

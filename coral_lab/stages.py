@@ -4,7 +4,7 @@ The base stands for the pretrained MLLM. It first looks at single pictures, then
 answers about products and queries: each skill is kept in the mixture, or it is forgotten.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ from coral_lab.lessons import (
     title_lesson,
 )
 from coral_lab.mini import untrained
-from coral_lab.models import Model, add_lora
+from coral_lab.models import Model, add_lora, load
 from coral_lab.pairs import fewer, mini_pairs, pair_sampler, translated, varied
 from coral_lab.training import Objective, Step, TrainConfig, backward, train
 
@@ -196,16 +196,57 @@ PIXEL_CACHE = 8 * 2**30  # bytes; three train splits at coral-mini's resolution
 BATCH_SIZE = 128
 
 DEFAULTS = {
-    "base": TrainConfig(steps=1600, learning_rate=2e-3, evaluate_every=100),
-    "review": TrainConfig(steps=600, learning_rate=1.5e-3, warmup=50, evaluate_every=100),
-    "answers": TrainConfig(steps=900, learning_rate=1.5e-3, warmup=50, evaluate_every=100),
-    "summary": TrainConfig(steps=600, learning_rate=1.5e-3, warmup=50, evaluate_every=100),
-    "sharpen": TrainConfig(steps=600, learning_rate=1e-3, warmup=50, evaluate_every=100),
-    "references": TrainConfig(steps=500, learning_rate=1e-3, warmup=50, evaluate_every=100),
-    "contrastive": TrainConfig(steps=800, learning_rate=1e-3, evaluate_every=100),
-    "coral": TrainConfig(steps=800, learning_rate=1e-3, evaluate_every=100),
+    "base": TrainConfig(steps=1600, learning_rate=2e-3),
+    "review": TrainConfig(steps=600, learning_rate=1.5e-3, warmup=50),
+    "answers": TrainConfig(steps=900, learning_rate=1.5e-3, warmup=50),
+    "summary": TrainConfig(steps=600, learning_rate=1.5e-3, warmup=50),
+    "sharpen": TrainConfig(steps=600, learning_rate=1e-3, warmup=50),
+    "references": TrainConfig(steps=500, learning_rate=1e-3, warmup=50),
+    "contrastive": TrainConfig(steps=800, learning_rate=1e-3),
+    "coral": TrainConfig(steps=800, learning_rate=1e-3),
 }
 """What `make mini` trains coral-mini with. "contrastive" and "coral" differ in nothing but the objective."""
+
+
+@dataclass(frozen=True)
+class Leg:
+    """A stage from one folder to another, `start` None from scratch; `config` where it is not that of DEFAULTS."""
+
+    stage: str
+    start: str | None
+    out: str
+    config: TrainConfig | None = None
+
+
+AGAIN = replace(DEFAULTS["sharpen"], seed=1, steps=400, learning_rate=8e-4)
+
+RECIPE = (
+    Leg("base", None, "coral-mini-first"),
+    Leg("review", "coral-mini-first", "coral-mini-review"),
+    Leg("answers", "coral-mini-review", "coral-mini-answers"),
+    Leg("summary", "coral-mini-answers", "coral-mini-summary"),
+    Leg("sharpen", "coral-mini-summary", "coral-mini-sharp"),
+    Leg("sharpen", "coral-mini-sharp", "coral-mini-sharp-again", AGAIN),
+    Leg("references", "coral-mini-sharp-again", "coral-mini-base"),
+    Leg("contrastive", "coral-mini-base", "coral-mini-contrastive"),
+    Leg("coral", "coral-mini-base", "coral-mini"),
+)
+
+
+def run_all(
+    folder: str | Path, changes: Mapping[str, object] | None = None, device: str | None = None
+) -> None:
+    """Every leg of `RECIPE` in turn, below `folder`, goes on where it was stopped; `changes` are settings for all.
+
+    One process for all of them draws each picture once.
+    """
+    pixels = None
+    for leg in RECIPE:
+        model = load(Path(folder) / leg.start, device=device, dtype="float32") if leg.start else None
+        if model and pixels:
+            model.__dict__["pixels"] = pixels
+        config = replace(leg.config or DEFAULTS[leg.stage], **(changes or {}))
+        pixels = run(leg.stage, model, Path(folder) / leg.out, config).pixels
 
 
 def run(

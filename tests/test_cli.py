@@ -111,6 +111,10 @@ def test_demo_shows_five_hits_and_writes_the_page(tmp_path, capsys):
         (["evaluate", "--split", "best"], "the splits are train, test, val"),
         (["encode", "--out", "e.txt"], "end it in .npy or .parquet"),
         (["train", "--stage", "contrastive", "--out", "nowhere"], "starts from a model"),
+        (
+            ["train", "--stage", "all", "--lora", "4", "--vision", "0", "--out", "nowhere"],
+            "takes no lora, vision",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(arguments, says, capsys, tmp_path, monkeypatch):

@@ -4,17 +4,19 @@ import csv
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from coral_lab import encode, load
+from coral_lab import encode, load, stages
 from coral_lab.catalogue import ATTRIBUTES, named_in_title, stated
 from coral_lab.coral import Coral, decoders
 from coral_lab.inputs import pool, prompt, see
@@ -29,7 +31,7 @@ from coral_lab.lessons import (
 )
 from coral_lab.models import add_lora
 from coral_lab.reading import last_states
-from coral_lab.stages import Mixture, base_objective, disputed, run
+from coral_lab.stages import DEFAULTS, RECIPE, Mixture, base_objective, disputed, run, run_all
 from coral_lab.training import Step, TrainConfig, backward, learning_rate, train
 
 
@@ -332,6 +334,37 @@ def test_an_unknown_stage_and_a_missing_start_are_named(tmp_path):
         run("coral-plus", None, tmp_path)
     with pytest.raises(ValueError, match="starts from a model"):
         run("contrastive", None, tmp_path)
+
+
+def test_every_leg_starts_from_what_was_made_before_and_pictures_are_kept(
+    random_folder, tmp_path, monkeypatch
+):
+    ran, kept = [], []
+
+    def learns_nothing(stage, model, out, config):
+        ran.append((stage, model and Path(model.name).name, out.name, config))
+        shutil.copytree(random_folder, out)
+        model = model or load(random_folder)
+        kept.append(model.pixels)
+        return model
+
+    monkeypatch.setattr(stages, "run", learns_nothing)
+    run_all(tmp_path, {"warmup": 7}, "cpu")
+    assert [own[:3] for own in ran] == [(leg.stage, leg.start, leg.out) for leg in RECIPE]
+    assert {stage for stage, *_ in ran} == {*DEFAULTS}
+    assert all(pixels is kept[0] for pixels in kept)
+    for leg, (*_, config) in zip(RECIPE, ran, strict=True):
+        assert config == replace(leg.config or DEFAULTS[leg.stage], warmup=7)
+
+
+@pytest.mark.slow
+def test_all_of_coral_mini_is_made_and_a_second_run_leaves_it_as_it_is(tmp_path):
+    run_all(tmp_path, {"steps": 1})
+    made = {leg.out: weights(tmp_path / leg.out) for leg in RECIPE}
+    run_all(tmp_path, {"steps": 1})
+    for name, before in made.items():
+        torch.testing.assert_close(weights(tmp_path / name), before, rtol=0, atol=0)
+        assert len((tmp_path / name / "log.csv").read_text().splitlines()) == 2
 
 
 @pytest.mark.slow
