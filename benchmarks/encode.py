@@ -1,4 +1,4 @@
-"""encode against the model card's code and sentence-transformers, and against bare matrix products of its shapes.
+"""encode against the model card's code and sentence-transformers, and against the bare products of its linear layers.
 
 Twelve products and twelve queries that show two of them each, pictures of 280 to 448 pixels, on a Qwen2.5-VL with
 random weights: 12 text layers, 8 vision layers, the real vocabulary's size. Writes benchmarks/encode.csv.

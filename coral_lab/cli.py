@@ -63,19 +63,9 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--stage",
         required=True,
-        choices=[
-            "base",
-            "review",
-            "answers",
-            "summary",
-            "sharpen",
-            "references",
-            "contrastive",
-            "coral",
-            "all",
-        ],
+        choices=("base", "review", "answers", "summary", "sharpen", "references", "contrastive", "coral", "all"),
         help="all makes coral-mini from scratch, each stage in a folder below --out",
-    )
+    )  # fmt: skip
     train.add_argument("--model", help="where to start; base starts from scratch without")
     train.add_argument("--out", required=True, type=Path)
     for name, kind in CONFIG.items():
@@ -269,14 +259,8 @@ def _train(options) -> None:
     coral = replace(Coral() if options.stage == "coral" else CONTRASTIVE, **given(CORAL))
     # Parameters learn in float32, whatever the network runs in.
     model = load(options.model, device=options.device, dtype="float32") if options.model else None
-    run(
-        options.stage,
-        model,
-        options.out,
-        config,
-        coral=coral,
-        **given(["batch_size", "chunk", "negatives", "lora"]),
-    )
+    run(options.stage, model, options.out, config, coral=coral,
+        **given(["batch_size", "chunk", "negatives", "lora"]))  # fmt: skip
     print(f"saved in {options.out}, with its log in {options.out / 'log.csv'}")
 
 
