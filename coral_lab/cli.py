@@ -260,7 +260,7 @@ def _train(options) -> None:
     # Parameters learn in float32, whatever the network runs in.
     model = load(options.model, device=options.device, dtype="float32") if options.model else None
     run(options.stage, model, options.out, config, coral=coral,
-        **given(["batch_size", "chunk", "negatives", "lora"]))  # fmt: skip
+        **given(["batch_size", "chunk", "negatives", "lora", "device"]))  # fmt: skip
     print(f"saved in {options.out}, with its log in {options.out / 'log.csv'}")
 
 

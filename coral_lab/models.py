@@ -96,7 +96,7 @@ def load(
     is a hub branch, tag or commit; `offline` looks only at what was downloaded. Only safetensors are read and no code from a checkpoint is run.
     Raises CheckpointError, with the way out, for anything that is not a whole Qwen2.5-VL checkpoint.
     """
-    device = torch.device(device or _best_device())
+    device = torch.device(device or best_device())
     dtype = _checked(dtype)
     folder = _folder(str(name), revision, offline)
     if (folder / "adapter_config.json").is_file():
@@ -113,7 +113,8 @@ def load(
     return Model(str(name), network.to(device).eval(), _processor(processors))
 
 
-def _best_device() -> str:
+def best_device() -> str:
+    """ "cuda", "mps" or "cpu": the first of them that is here."""
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"

@@ -28,7 +28,7 @@ from coral_lab.lessons import (
     title_lesson,
 )
 from coral_lab.mini import untrained
-from coral_lab.models import Model, add_lora, load
+from coral_lab.models import Model, add_lora, best_device, load
 from coral_lab.pairs import fewer, mini_pairs, pair_sampler, translated, varied
 from coral_lab.training import Objective, Step, TrainConfig, backward, train
 
@@ -58,19 +58,20 @@ BASE = (
     Mixture(1.00, pictures=48, titles=48, products=32, queries=48),
 )
 REVIEW = (
-    Mixture(0.60, pictures=128, titles=32, moved=True),
-    Mixture(1.00, pictures=64, titles=32, products=32, queries=48, moved=True),
+    Mixture(0.60, pictures=128, titles=32, moved=True, further=2),
+    Mixture(1.00, pictures=64, titles=32, products=32, queries=48, moved=True, further=2),
 )
-"""After BASE the finest things, brand marks and patterns, are still being learnt: look again, at moved pictures."""
+"""After BASE the finest things, brand marks and patterns, are still being learnt: look again, at moved pictures, and
+at three times as many: small marks on few pictures are learnt by heart."""
 
-ANSWERS = (Mixture(1.00, pictures=32, titles=32, products=16, queries=96, moved=True),)
+ANSWERS = (Mixture(1.00, pictures=32, titles=32, products=16, queries=96, moved=True, further=2),)
 """Then mostly queries: which picture shows the wanted brand is a skill of its own."""
 
-SUMMARY = (Mixture(1.00, pictures=64, titles=8, products=8, queries=16, one_word=64, moved=True),)
+SUMMARY = (Mixture(1.00, pictures=64, titles=8, products=8, queries=16, one_word=64, moved=True, further=2),)
 """Then all of it in one word, so that the last token knows more than the first word of an answer."""
 
 SHARPEN = (Mixture(1.00, pictures=128, titles=8, products=8, queries=16, one_word=32, moved=True, further=2),)
-"""At last a closer look, at three times as many pictures: small marks on few pictures are learnt by heart."""
+"""At last a closer look, without forgetting the rest."""
 
 REFERENCES = (
     Mixture(1.00, pictures=64, titles=16, products=16, queries=64, one_word=32, moved=True, further=2,
@@ -198,9 +199,9 @@ BATCH_SIZE = 128
 DEFAULTS = {
     "base": TrainConfig(steps=1600, learning_rate=2e-3),
     "review": TrainConfig(steps=600, learning_rate=1.5e-3, warmup=50),
-    "answers": TrainConfig(steps=900, learning_rate=1.5e-3, warmup=50),
-    "summary": TrainConfig(steps=600, learning_rate=1.5e-3, warmup=50),
-    "sharpen": TrainConfig(steps=600, learning_rate=1e-3, warmup=50),
+    "answers": TrainConfig(steps=500, learning_rate=1.5e-3, warmup=50),
+    "summary": TrainConfig(steps=500, learning_rate=1.5e-3, warmup=50),
+    "sharpen": TrainConfig(steps=700, learning_rate=1e-3, warmup=50),
     "references": TrainConfig(steps=500, learning_rate=1e-3, warmup=50),
     "contrastive": TrainConfig(steps=800, learning_rate=1e-3),
     "coral": TrainConfig(steps=800, learning_rate=1e-3),
@@ -210,15 +211,12 @@ DEFAULTS = {
 
 @dataclass(frozen=True)
 class Leg:
-    """A stage from one folder to another, `start` None from scratch; `config` where it is not that of DEFAULTS."""
+    """A stage from one folder to another; `start` is None from scratch."""
 
     stage: str
     start: str | None
     out: str
-    config: TrainConfig | None = None
 
-
-AGAIN = replace(DEFAULTS["sharpen"], seed=1, steps=400, learning_rate=8e-4)
 
 RECIPE = (
     Leg("base", None, "coral-mini-first"),
@@ -226,8 +224,7 @@ RECIPE = (
     Leg("answers", "coral-mini-review", "coral-mini-answers"),
     Leg("summary", "coral-mini-answers", "coral-mini-summary"),
     Leg("sharpen", "coral-mini-summary", "coral-mini-sharp"),
-    Leg("sharpen", "coral-mini-sharp", "coral-mini-sharp-again", AGAIN),
-    Leg("references", "coral-mini-sharp-again", "coral-mini-base"),
+    Leg("references", "coral-mini-sharp", "coral-mini-base"),
     Leg("contrastive", "coral-mini-base", "coral-mini-contrastive"),
     Leg("coral", "coral-mini-base", "coral-mini"),
 )
@@ -245,8 +242,8 @@ def run_all(
         model = load(Path(folder) / leg.start, device=device, dtype="float32") if leg.start else None
         if model and pixels:
             model.__dict__["pixels"] = pixels
-        config = replace(leg.config or DEFAULTS[leg.stage], **(changes or {}))
-        pixels = run(leg.stage, model, Path(folder) / leg.out, config).pixels
+        config = replace(DEFAULTS[leg.stage], **(changes or {}))
+        pixels = run(leg.stage, model, Path(folder) / leg.out, config, device=device).pixels
 
 
 def run(
@@ -260,6 +257,7 @@ def run(
     chunk: int | None = None,
     negatives: int = 0,
     lora: int | None = None,
+    device: str | None = None,
     on_step: Callable | None = None,
 ) -> Model:
     """Train one stage on MERIT-mini and save it in `out`: "base" (from scratch without a model), "review", "answers",
@@ -267,6 +265,7 @@ def run(
 
     `coral` are the weights of the last two, whose batch of `batch_size` pairs is in memory `chunk` pairs at a time,
     with so many hard `negatives` a query. `lora` is the rank of adapters to train instead of all parameters.
+    `device` is where a model from scratch is trained; another is trained where it is.
     Raises ValueError for another stage, or a later one without a model to start from.
     """
     if stage not in DEFAULTS:
@@ -274,6 +273,7 @@ def run(
     config, shop = config or DEFAULTS[stage], catalogue("mini", "train")
     if stage == "base" and model is None:
         model = untrained(corpus(shop), config.seed)
+        model.network.to(device or best_device())
     if model is None:
         raise ValueError(f"{stage} training starts from a model; name one, e.g. mini-base")
     if lora:

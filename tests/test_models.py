@@ -54,7 +54,7 @@ def test_defaults_follow_the_device(monkeypatch):
     for device in ("cuda", "mps"):
         assert models_module._best_dtype(torch.device(device), {"dtype": "float32"}) == torch.bfloat16
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert models_module._best_device() == "cuda"
+    assert models_module.best_device() == "cuda"
 
 
 @pytest.mark.parametrize("native", [True, False])

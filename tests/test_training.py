@@ -29,7 +29,7 @@ from coral_lab.lessons import (
     slot_accuracy,
     title_lesson,
 )
-from coral_lab.models import add_lora
+from coral_lab.models import add_lora, best_device
 from coral_lab.reading import last_states
 from coral_lab.stages import DEFAULTS, RECIPE, Mixture, base_objective, disputed, run, run_all
 from coral_lab.training import Step, TrainConfig, backward, learning_rate, train
@@ -341,7 +341,8 @@ def test_every_leg_starts_from_what_was_made_before_and_pictures_are_kept(
 ):
     ran, kept = [], []
 
-    def learns_nothing(stage, model, out, config):
+    def learns_nothing(stage, model, out, config, device):
+        assert device == "cpu"
         ran.append((stage, model and Path(model.name).name, out.name, config))
         shutil.copytree(random_folder, out)
         model = model or load(random_folder)
@@ -354,7 +355,14 @@ def test_every_leg_starts_from_what_was_made_before_and_pictures_are_kept(
     assert {stage for stage, *_ in ran} == {*DEFAULTS}
     assert all(pixels is kept[0] for pixels in kept)
     for leg, (*_, config) in zip(RECIPE, ran, strict=True):
-        assert config == replace(leg.config or DEFAULTS[leg.stage], warmup=7)
+        assert config == replace(DEFAULTS[leg.stage], warmup=7)
+
+
+def test_a_base_from_scratch_is_trained_on_the_device_asked_for(random_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(stages, "untrained", lambda *_: load(random_folder))
+    monkeypatch.setattr(stages, "train", lambda model, *_, **__: model)
+    assert run("base", None, tmp_path, device="meta").device.type == "meta"
+    assert run("base", None, tmp_path).device.type == best_device()
 
 
 @pytest.mark.slow
