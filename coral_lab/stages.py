@@ -197,12 +197,12 @@ PIXEL_CACHE = 8 * 2**30  # bytes; three train splits at coral-mini's resolution
 BATCH_SIZE = 128
 
 DEFAULTS = {
-    "base": TrainConfig(steps=1600, learning_rate=2e-3),
+    "base": TrainConfig(steps=1500, learning_rate=2e-3),
     "review": TrainConfig(steps=600, learning_rate=1.5e-3, warmup=50),
     "answers": TrainConfig(steps=500, learning_rate=1.5e-3, warmup=50),
     "summary": TrainConfig(steps=500, learning_rate=1.5e-3, warmup=50),
-    "sharpen": TrainConfig(steps=700, learning_rate=1e-3, warmup=50),
-    "references": TrainConfig(steps=500, learning_rate=1e-3, warmup=50),
+    "sharpen": TrainConfig(steps=600, learning_rate=1e-3, warmup=50),
+    "references": TrainConfig(steps=450, learning_rate=1e-3, warmup=50),
     "contrastive": TrainConfig(steps=800, learning_rate=1e-3),
     "coral": TrainConfig(steps=800, learning_rate=1e-3),
 }
