@@ -87,6 +87,8 @@ def _parser() -> argparse.ArgumentParser:
     experiment.add_argument("name", choices=[*TRAINED, *ASKED])
     experiment.add_argument("--seeds", type=_positive, default=3, help="of what is trained")
     experiment.add_argument("--steps", type=_positive, default=100, help="of what is trained")
+    experiment.add_argument("--start", metavar="MODEL", help="where what is trained starts; mini-base")
+    experiment.add_argument("--arms", nargs="+", metavar="ARM", help="of what is trained; all of them")
     experiment.add_argument(
         "--models", nargs="+", metavar="MODEL", help="checkpoints to ask; the three shipped"
     )
@@ -270,7 +272,12 @@ def _experiment(options) -> None:
 
     out = options.out or RESULTS
     if options.name in TRAINED:
-        table = trials.train_and_measure(options.name, options.seeds, options.steps, out=out)
+        arms = trials.ARMS[options.name]
+        if other := sorted({*(options.arms or arms)} - {*arms}):
+            raise ValueError(f"{options.name} has no arm {other}; choose from {', '.join(map(repr, arms))}")
+        table = trials.train_and_measure(
+            options.name, options.seeds, options.steps, start=options.start or trials.START,
+            arms={arm: arms[arm] for arm in options.arms or arms}, out=out)  # fmt: skip
     else:
         options.split, options.offline, options.on_error = "test", False, "raise"
         shop = _data_of(options)

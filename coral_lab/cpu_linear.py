@@ -1,6 +1,7 @@
 """Float32 linear layers on a CPU, by oneDNN's matrix products.
 
-PyTorch takes MKL's for float32 (torch 2.14), which leave AMD's CPUs half idle. Both sum in float32; the last bits differ."""
+PyTorch takes MKL's for float32 (torch 2.14), which leave AMD's CPUs half idle. Both sum in float32; the last bits differ.
+"""
 
 import os
 import platform
@@ -16,7 +17,8 @@ FEWEST = 64
 KEPT = "32"
 """For so many shapes oneDNN keeps what it compiled; its own 1,024 hold 400 MB, as no two batches are of one shape."""
 
-for cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):  # read at the first product
+CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
+for cache in CACHES:  # read at the first product
     os.environ.setdefault(cache, KEPT)
 
 HERE = platform.machine().lower() in ("x86_64", "amd64") and torch.backends.mkldnn.is_available()

@@ -66,6 +66,8 @@ ARMS: Mapping[str, Mapping[str, Arm]] = {
 QUERIES = {"loss-ablation": 1000, "methods": 1000, "ood": 2000}
 """How many test queries a trained cell is measured on; what is held back is only a part of them."""
 
+START = "mini-base"
+
 CHECKPOINTS = ("mini-base", "mini-contrastive", "mini")
 
 
@@ -76,7 +78,7 @@ def train_and_measure(
     batch_size: int = 64,
     queries: int | None = None,
     *,
-    start: str = "mini-base",
+    start: str = START,
     arms: Mapping[str, Arm] | None = None,
     out: Path = RESULTS,
     work: Path = WORK,
@@ -93,7 +95,8 @@ def train_and_measure(
     def measure(arm: Arm, label: str, seed: int) -> Measured:
         model = load(start)
         model.__dict__["pixels"] = pixels
-        _train(model, arm, steps, batch_size, seed, work / f"{name}-{label.replace(' ', '-')}-{seed}")
+        folder = work / Path(start).name / f"{name}-{label.replace(' ', '-')}-{seed}"
+        _train(model, arm, steps, batch_size, seed, folder)
         test = catalogue("mini", "test")
         found = ranked(evaluate(model, test.queries[:queries], test.products, format=arm.format, progress=False,
                                 store=""))  # fmt: skip
@@ -101,7 +104,8 @@ def train_and_measure(
 
     cells = [Cell(label, seed, lambda label=label, seed=seed: measure(arms[label], label, seed))
              for seed in range(seeds) for label in arms]  # fmt: skip
-    return run(name, cells, settings, f"coral-lab experiment {name} --seeds {seeds} --steps {steps}", out)
+    command = f"coral-lab experiment {name} --seeds {seeds} --steps {steps}"
+    return run(name, cells, settings, command if start == START else f"{command} --start {start}", out)
 
 
 def _train(model: Model, arm: Arm, steps: int, batch_size: int, seed: int, folder: Path) -> None:

@@ -35,6 +35,22 @@ def test_the_experiments_are_those_there_are():
     assert tuple(trials.ASKED) == cli.ASKED
 
 
+def test_some_arms_are_trained_from_another_start(monkeypatch, capsys, tmp_path):
+    asked = {}
+    monkeypatch.setattr(
+        trials, "train_and_measure", lambda *_, **given: asked.update(given) or pd.DataFrame({"R@1": [0.5]})
+    )
+    arguments = ["experiment", "methods", "--start", "mine", "--out", str(tmp_path), "--arms"]
+    assert main([*arguments, "coral cat"]) == 0
+    assert asked == {
+        "start": "mine",
+        "out": tmp_path,
+        "arms": {"coral cat": trials.ARMS["methods"]["coral cat"]},
+    }
+    assert main([*arguments, "coral dog"]) == 2
+    assert "no arm ['coral dog']; choose from 'contrastive lora'" in capsys.readouterr().err
+
+
 def test_evaluate_attributes_asks_for_each_source_and_language(random_folder, tmp_path, capsys):
     out = tmp_path / "attributes.csv"
     arguments = ["evaluate", "--attributes", "--limit", "4", "--model", str(random_folder), "--csv", str(out)]

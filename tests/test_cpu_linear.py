@@ -1,7 +1,9 @@
 """Linear layers by oneDNN are linear layers."""
 
 import copy
+import os
 import pickle
+import runpy
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from coral_lab import cpu_linear, encode, load
-from coral_lab.cpu_linear import FEWEST, Linear, linear
+from coral_lab.cpu_linear import CACHES, FEWEST, KEPT, Linear, linear
 from coral_lab.models import add_lora
 
 needs_it = pytest.mark.skipif(not cpu_linear.HERE, reason="no oneDNN on this machine")
@@ -89,3 +91,11 @@ def test_adapters_go_around_it():
     layer(torch.randn(FEWEST, 128)).sum().backward()
     assert layer.base_layer.weight.grad is None
     assert layer.lora_A["default"].weight.grad is not None
+
+
+@pytest.mark.parametrize("wanted", [None, "5"])
+def test_few_shapes_are_kept_unless_told_otherwise(wanted, monkeypatch):
+    for cache in CACHES:
+        monkeypatch.setenv(cache, wanted) if wanted else monkeypatch.delenv(cache, raising=False)
+    runpy.run_path(cpu_linear.__file__)
+    assert {os.environ[cache] for cache in CACHES} == {wanted or KEPT}

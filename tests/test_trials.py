@@ -76,14 +76,16 @@ def test_arms_are_trained_as_they_say(small, random_folder, tmp_path, monkeypatc
     )
     settings = {"steps": 1, "batch_size": 4, "queries": 5, "start": str(random_folder), "arms": arms}
     places = {"out": tmp_path / "results", "work": tmp_path / "work"}
+    work = places["work"] / random_folder.name  # cells of another start go on from nothing of these
     first = train_and_measure("methods", 1, **settings, **places)
     assert first["arm"].tolist() == list(arms)
     assert first["R@10"].between(0, 1).all()
     assert sizes[:4] == [40_000] * 4
     assert sizes[4] == sizes[5] < 40_000
-    assert (places["work"] / "methods-lora-0" / "adapter_model.safetensors").is_file()
-    assert not (places["work"] / "methods-coral-0" / "adapter_model.safetensors").is_file()
-    assert (places["work"] / "methods-coral-0" / "decoders.safetensors").is_file()
+    assert (work / "methods-lora-0" / "adapter_model.safetensors").is_file()
+    assert not (work / "methods-coral-0" / "adapter_model.safetensors").is_file()
+    assert (work / "methods-coral-0" / "decoders.safetensors").is_file()
+    assert (places["out"] / "methods.csv").read_text().split("\n")[0].endswith(f" --start {random_folder}")
     ranks = read(places["out"] / "methods-ranks.csv", "query")
     assert list(ranks) == [f"{arm} 0" for arm in arms]
     assert len(ranks) == 5
