@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from coral_lab import parallel
+from coral_lab import cpu_linear, parallel
 from coral_lab.coral import Content, Coral, Decoders, content, reconstructions, token_embeddings
 from coral_lab.inputs import Moves, Prompt, Vision, draw_moves, pool, prompt, see
 from coral_lab.interleaved import Format, Product, Query
@@ -126,6 +126,8 @@ def gradients(
         raise ValueError(f"{len(rows)} pairs in chunks of {chunk}; give at least one pair a chunk")
     parts = [batch.part(rows[at : at + size]) for at in range(0, len(rows), size)]
     once = len(parts) == 1
+    if not once:
+        cpu_linear.keep_few_shapes()
     readings = []
     with torch.set_grad_enabled(once), autocast():
         for part in parts:

@@ -14,14 +14,19 @@ from torch.nn import functional
 FEWEST = 64
 """Rows from which it pays: oneDNN puts the weight in an order of its own first."""
 
-KEPT = "32"
-"""For so many shapes oneDNN keeps what it compiled; its own 1,024 hold 400 MB, as no two batches are of one shape."""
-
 CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
-for cache in CACHES:  # read at the first product
-    os.environ.setdefault(cache, KEPT)
+"""oneDNN's own, and that of PyTorch's calls to it."""
 
 HERE = platform.machine().lower() in ("x86_64", "amd64") and torch.backends.mkldnn.is_available()
+
+
+def keep_few_shapes() -> None:
+    """Let oneDNN keep what it compiled for the last 16 shapes, not the last 1,024, which take 400 MB.
+
+    It heeds this until its first product only. What the user has set stays.
+    """
+    for cache in CACHES:
+        os.environ.setdefault(cache, "16")
 
 
 def use(network: nn.Module) -> None:

@@ -3,7 +3,6 @@
 import copy
 import os
 import pickle
-import runpy
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ from torch import nn
 from torch.nn import functional
 
 from coral_lab import cpu_linear, encode, load
-from coral_lab.cpu_linear import CACHES, FEWEST, KEPT, Linear, linear
+from coral_lab.cpu_linear import CACHES, FEWEST, Linear, linear
 from coral_lab.models import add_lora
 
 needs_it = pytest.mark.skipif(not cpu_linear.HERE, reason="no oneDNN on this machine")
@@ -93,9 +92,9 @@ def test_adapters_go_around_it():
     assert layer.lora_A["default"].weight.grad is not None
 
 
-@pytest.mark.parametrize("wanted", [None, "5"])
-def test_few_shapes_are_kept_unless_told_otherwise(wanted, monkeypatch):
-    for cache in CACHES:
-        monkeypatch.setenv(cache, wanted) if wanted else monkeypatch.delenv(cache, raising=False)
-    runpy.run_path(cpu_linear.__file__)
-    assert {os.environ[cache] for cache in CACHES} == {wanted or KEPT}
+@pytest.mark.parametrize("own", [None, "5"])
+def test_few_shapes_are_kept_unless_the_user_set_another_number(own, monkeypatch):
+    for name in CACHES:
+        monkeypatch.setenv(name, own) if own else monkeypatch.delenv(name, raising=False)
+    cpu_linear.keep_few_shapes()
+    assert {os.environ[name] for name in CACHES} == {own or "16"}
