@@ -355,7 +355,7 @@ def test_every_leg_starts_from_what_was_made_before_and_pictures_are_kept(
     assert {stage for stage, *_ in ran} == {*DEFAULTS}
     assert all(pixels is kept[0] for pixels in kept)
     for leg, (*_, config) in zip(RECIPE, ran, strict=True):
-        assert config == replace(DEFAULTS[leg.stage], warmup=7)
+        assert config == replace(leg.config or DEFAULTS[leg.stage], warmup=7)
 
 
 def test_a_base_from_scratch_is_trained_on_the_device_asked_for(random_folder, tmp_path, monkeypatch):
