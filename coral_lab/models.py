@@ -114,7 +114,7 @@ def load(
 
 
 def best_device() -> str:
-    """ "cuda", "mps" or "cpu": the first of them that is here."""
+    """The first of "cuda", "mps" and "cpu" that is here."""
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"

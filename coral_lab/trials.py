@@ -67,6 +67,7 @@ QUERIES = {"loss-ablation": 1000, "methods": 1000, "ood": 2000}
 """How many test queries a trained cell is measured on; what is held back is only a part of them."""
 
 START = "mini-base"
+"""What is trained starts from it, unless told otherwise."""
 
 CHECKPOINTS = ("mini-base", "mini-contrastive", "mini")
 
