@@ -85,15 +85,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     experiment.set_defaults(command=_experiment)
     experiment.add_argument("name", choices=[*TRAINED, *ASKED])
-    experiment.add_argument("--seeds", type=_positive, default=3, help="of what is trained")
-    experiment.add_argument("--steps", type=_positive, default=100, help="of what is trained")
-    experiment.add_argument("--start", metavar="MODEL", help="where what is trained starts; mini-base")
-    experiment.add_argument("--arms", nargs="+", metavar="ARM", help="of what is trained; all of them")
-    experiment.add_argument(
-        "--models", nargs="+", metavar="MODEL", help="checkpoints to ask; the three shipped"
-    )
-    experiment.add_argument("--data", default="mini", help="for what is only asked; see evaluate")
-    experiment.add_argument("--limit", type=_positive, help="only the first so many queries; likewise")
+    trained = experiment.add_argument_group(f"for what is trained: {', '.join(TRAINED)}")
+    trained.add_argument("--seeds", type=_positive, help="3")
+    trained.add_argument("--steps", type=_positive, help="100")
+    trained.add_argument("--start", metavar="MODEL", help="mini-base")
+    trained.add_argument("--arms", nargs="+", metavar="ARM", help="all of them")
+    asked = experiment.add_argument_group(f"for what is only asked: {', '.join(ASKED)}")
+    asked.add_argument("--models", nargs="+", metavar="MODEL", help="the three shipped")
+    asked.add_argument("--data", help="mini; see evaluate")
+    asked.add_argument("--limit", type=_positive, help="only the first so many queries")
     experiment.add_argument("--out", type=Path, help="where the results are kept; data/results by default")
 
     report = commands.add_parser("report", help="one offline HTML page about a checkpoint")
@@ -271,14 +271,18 @@ def _experiment(options) -> None:
     from coral_lab.experiments import RESULTS, compare, read
 
     out = options.out or RESULTS
+    ignored = ("models", "data", "limit") if options.name in TRAINED else ("seeds", "steps", "start", "arms")
+    if other := [f"--{name}" for name in ignored if getattr(options, name) is not None]:
+        raise ValueError(f"experiment {options.name} takes no {', '.join(other)}; leave it out")
     if options.name in TRAINED:
         arms = trials.ARMS[options.name]
         if other := sorted({*(options.arms or arms)} - {*arms}):
             raise ValueError(f"{options.name} has no arm {other}; choose from {', '.join(map(repr, arms))}")
         table = trials.train_and_measure(
-            options.name, options.seeds, options.steps, start=options.start or trials.START,
+            options.name, options.seeds or 3, options.steps or 100, start=options.start or trials.START,
             arms={arm: arms[arm] for arm in options.arms or arms}, out=out)  # fmt: skip
     else:
+        options.data = options.data or "mini"
         options.split, options.offline, options.on_error = "test", False, "raise"
         shop = _data_of(options)
         shop = replace(shop, queries=shop.queries[: options.limit])

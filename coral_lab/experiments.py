@@ -60,11 +60,10 @@ def run(
     """
     table = out / f"{name}.csv"
     done = read(table) if table.is_file() else pd.DataFrame(columns=["arm", "seed", *settings])
-    other = done[(done[list(settings)] != pd.Series(settings)).any(axis=1)]
+    known = done.reindex(columns=list(settings))
+    other = known[(known != pd.Series(settings)).any(axis=1)]
     if len(other):
-        raise ValueError(
-            f"{table} has cells of {other.iloc[0][list(settings)].to_dict()}, not {dict(settings)}; move it"
-        )
+        raise ValueError(f"{table} has cells of {other.iloc[0].to_dict()}, not {dict(settings)}; move it")
     out.mkdir(parents=True, exist_ok=True)
     finished = set(zip(done["arm"], done["seed"], strict=True))
     todo = [cell for cell in cells if (cell.arm, cell.seed) not in finished]

@@ -1,18 +1,20 @@
 """The experiments behind the findings: what is trained, what is only asked, and on which queries.
 
-Trained, three seeds each from one base: `loss-ablation` (which terms help, and weighed how), `methods` (LoRA, pasted pictures) and `ood`
-(a class, language or attribute held back, beside a control of the same size). Asked of checkpoints as they are:
-`formats` (Seq, Cat, captions), `conditions` (one dropped or swapped) and `mistakes` (what wrong first hits fail).
+Trained, three seeds each from one base: `loss-ablation` (which terms help, and weighed how), `methods` (LoRA, pasted
+pictures) and `ood` (a class, language or attribute held back, beside a control of the same size). Asked of checkpoints
+as they are: `formats` (Seq, Cat, captions), `conditions` (one dropped or swapped) and `mistakes` (what wrong first
+hits fail).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from random import Random
 
 import pandas as pd
 
+from coral_lab import fingerprints
 from coral_lab.ablations import dropped, shown_by, swapped, sweep
 from coral_lab.catalogue import LANGUAGES, catalogue, stated
 from coral_lab.contrastive import contrastive_objective
@@ -89,14 +91,20 @@ def train_and_measure(
     Files and errors are those of `experiments.run`.
     """
     arms, queries = arms or ARMS[name], queries or QUERIES[name]
-    settings = {"start": start, "steps": steps, "batch_size": batch_size, "queries": queries}
-    pixels = load(start).pixels  # every cell sees the same pictures: processed once
+    fresh = partial(load, start, dtype="float32")  # what parameters learn in, whatever the device runs best
+    first = fresh()
+    weights = (
+        f"xxh3 {fingerprints.weights(first.network)[:12]}"  # one name may stand for others, trained anew
+    )
+    settings = {"start": start, "weights": weights, "steps": steps, "batch_size": batch_size,
+                "queries": queries}  # fmt: skip
+    pixels = first.pixels  # every cell sees the same pictures: processed once
     pixels.limit = 4 * 2**30
 
     def measure(arm: Arm, label: str, seed: int) -> Measured:
-        model = load(start)
+        model = fresh()
         model.__dict__["pixels"] = pixels
-        folder = work / Path(start).name / f"{name}-{label.replace(' ', '-')}-{seed}"
+        folder = work / weights.replace(" ", "-") / f"{name}-{label.replace(' ', '-')}-{seed}"
         _train(model, arm, steps, batch_size, seed, folder)
         test = catalogue("mini", "test")
         found = ranked(evaluate(model, test.queries[:queries], test.products, format=arm.format, progress=False,

@@ -51,6 +51,15 @@ def test_some_arms_are_trained_from_another_start(monkeypatch, capsys, tmp_path)
     assert "no arm ['coral dog']; choose from 'contrastive lora'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [("formats --seeds 3 --start x", "--seeds, --start"), ("methods --limit 5", "--limit")],
+)
+def test_an_option_that_an_experiment_does_not_heed_is_refused(arguments, named, tmp_path, capsys):
+    assert main(["experiment", *arguments.split(), "--out", str(tmp_path)]) == 2
+    assert f"takes no {named}; leave it out" in capsys.readouterr().err
+
+
 def test_evaluate_attributes_asks_for_each_source_and_language(random_folder, tmp_path, capsys):
     out = tmp_path / "attributes.csv"
     arguments = ["evaluate", "--attributes", "--limit", "4", "--model", str(random_folder), "--csv", str(out)]

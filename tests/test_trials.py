@@ -10,6 +10,7 @@ from coral_lab.catalogue import catalogue, stated
 from coral_lab.coral import CONTRASTIVE, Coral
 from coral_lab.experiments import read
 from coral_lab.merit_files import OUT_OF_DISTRIBUTION, out_of_distribution
+from coral_lab.models import load
 from coral_lab.pairs import mini_pairs, pair_sampler
 from coral_lab.trials import ARMS, Arm, conditions, errors, formats, held_back, train_and_measure
 
@@ -76,8 +77,8 @@ def test_arms_are_trained_as_they_say(small, random_folder, tmp_path, monkeypatc
     )
     settings = {"steps": 1, "batch_size": 4, "queries": 5, "start": str(random_folder), "arms": arms}
     places = {"out": tmp_path / "results", "work": tmp_path / "work"}
-    work = places["work"] / random_folder.name  # cells of another start go on from nothing of these
     first = train_and_measure("methods", 1, **settings, **places)
+    (work,) = places["work"].iterdir()  # of these weights: cells of others go on from nothing of these
     assert first["arm"].tolist() == list(arms)
     assert first["R@10"].between(0, 1).all()
     assert sizes[:4] == [40_000] * 4
@@ -92,6 +93,11 @@ def test_arms_are_trained_as_they_say(small, random_folder, tmp_path, monkeypatc
     monkeypatch.setattr(trials, "_train", lambda *_: pytest.fail("trained again"))
     again = train_and_measure("methods", 1, **settings, **places)
     pd.testing.assert_frame_equal(first, again, check_dtype=False)
+    learnt = load(random_folder)
+    learnt.network.lm_head.weight.data += 1
+    monkeypatch.setattr(trials, "load", lambda *_, **__: learnt)
+    with pytest.raises(ValueError, match=r"'weights': 'xxh3 .*; move it"):
+        train_and_measure("methods", 1, **settings, **places)
 
 
 def test_checkpoints_are_asked_in_every_format_with_conditions_changed_and_sorted_by_mistake(
