@@ -100,6 +100,12 @@ def test_arms_are_trained_as_they_say(small, random_folder, tmp_path, monkeypatc
         train_and_measure("methods", 1, **settings, **places)
 
 
+@pytest.mark.parametrize("name", ["loss-ablation", "methods"])
+def test_committed_cells_are_of_the_base_that_is_shipped(name, monkeypatch):
+    monkeypatch.setattr(trials, "_train", lambda *_: pytest.fail("a cell is missing"))
+    assert len(train_and_measure(name)) == 3 * len(ARMS[name])
+
+
 def test_checkpoints_are_asked_in_every_format_with_conditions_changed_and_sorted_by_mistake(
     tmp_path, random_folder
 ):
