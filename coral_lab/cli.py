@@ -86,13 +86,13 @@ def _parser() -> argparse.ArgumentParser:
     experiment.set_defaults(command=_experiment)
     experiment.add_argument("name", choices=[*TRAINED, *ASKED])
     trained = experiment.add_argument_group(f"for what is trained: {', '.join(TRAINED)}")
-    trained.add_argument("--seeds", type=_positive, help="3")
-    trained.add_argument("--steps", type=_positive, help="100")
-    trained.add_argument("--start", metavar="MODEL", help="mini-base")
-    trained.add_argument("--arms", nargs="+", metavar="ARM", help="all of them")
+    trained.add_argument("--seeds", type=_positive, help="3 by default")
+    trained.add_argument("--steps", type=_positive, help="100 by default")
+    trained.add_argument("--start", metavar="MODEL", help="where training starts; mini-base by default")
+    trained.add_argument("--arms", nargs="+", metavar="ARM", help="all of them by default")
     asked = experiment.add_argument_group(f"for what is only asked: {', '.join(ASKED)}")
-    asked.add_argument("--models", nargs="+", metavar="MODEL", help="the three shipped")
-    asked.add_argument("--data", help="mini; see evaluate")
+    asked.add_argument("--models", nargs="+", metavar="MODEL", help="the three shipped by default")
+    asked.add_argument("--data", help="mini by default; see evaluate")
     asked.add_argument("--limit", type=_positive, help="only the first so many queries")
     experiment.add_argument("--out", type=Path, help="where the results are kept; data/results by default")
 
@@ -278,9 +278,12 @@ def _experiment(options) -> None:
         arms = trials.ARMS[options.name]
         if other := sorted({*(options.arms or arms)} - {*arms}):
             raise ValueError(f"{options.name} has no arm {other}; choose from {', '.join(map(repr, arms))}")
+        given = {
+            name: getattr(options, name) for name in ("seeds", "steps", "start") if getattr(options, name)
+        }
         table = trials.train_and_measure(
-            options.name, options.seeds or 3, options.steps or 100, start=options.start or trials.START,
-            arms={arm: arms[arm] for arm in options.arms or arms}, out=out)  # fmt: skip
+            options.name, arms={arm: arms[arm] for arm in options.arms or arms}, out=out, **given
+        )
     else:
         options.data = options.data or "mini"
         options.split, options.offline, options.on_error = "test", False, "raise"

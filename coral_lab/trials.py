@@ -93,9 +93,8 @@ def train_and_measure(
     arms, queries = arms or ARMS[name], queries or QUERIES[name]
     fresh = partial(load, start, dtype="float32")  # what parameters learn in, whatever the device runs best
     first = fresh()
-    weights = (
-        f"xxh3 {fingerprints.weights(first.network)[:12]}"  # one name may stand for others, trained anew
-    )
+    # One name may stand for other weights, trained anew; with a word before it a CSV never takes it for a number.
+    weights = f"xxh3 {fingerprints.weights(first.network)[:12]}"
     settings = {"start": start, "weights": weights, "steps": steps, "batch_size": batch_size,
                 "queries": queries}  # fmt: skip
     pixels = first.pixels  # every cell sees the same pictures: processed once
