@@ -15,10 +15,10 @@ from PIL import Image
 
 def reduced(png: str) -> str:
     """A base64 PNG with a palette; as it was if it has one already or that is no smaller."""
-    file = io.BytesIO()
     picture = Image.open(io.BytesIO(base64.b64decode(png)))
     if picture.mode == "P":
         return png
+    file = io.BytesIO()
     picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
     return min(png, base64.b64encode(file.getvalue()).decode(), key=len)
 
