@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--stage",
         required=True,
-        choices=("base", "review", "answers", "summary", "sharpen", "references", "contrastive", "coral", "all"),
+        choices=("base", "answers", "contrastive", "coral", "all"),
         help="all makes coral-mini from scratch, each stage in a folder below --out",
     )  # fmt: skip
     train.add_argument("--model", help="where to start; base starts from scratch without")

@@ -8,12 +8,14 @@ Every product is answered with one word for each slot, "-" where picture and tit
     query              -> class, then each wanted attribute and its value, in the order of the conditions
 
 Naming the attribute before its value makes a query much easier to learn to answer: one token further on, the model
-only has to look where that word stands in the question. One word for the whole makes the last token know all of it,
-which is what an embedding needs (arXiv 2307.16645); else it knows the first word of the answer only.
+only has to look where that word stands in the question. Answers to products and queries may begin with any of their
+values, each as likely (`summary_loss`): so the last token before them knows all of it, which is what an embedding needs
+(arXiv 2307.16645); else it knows the first word of the answer only.
 """
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -24,7 +26,7 @@ from coral_lab.catalogue import ATTRIBUTES, VISUAL, named_in_title, stated
 from coral_lab.inputs import Item, draw_moves, prompt, see, tokenize
 from coral_lab.interleaved import Product, Query
 from coral_lab.models import Model
-from coral_lab.reading import by_length, last_states, read_last
+from coral_lab.reading import by_length, read_last
 
 SLOTS = ("class", *ATTRIBUTES)
 UNKNOWN = "-"
@@ -69,18 +71,21 @@ def answer_loss(model: Model, lessons: Sequence[Lesson], augmented: bool = False
     return cross_entropy(logits, targets, reduction="sum") / _everywhere(model, len(targets))
 
 
-def one_word_loss(model: Model, lessons: Sequence[Lesson], augmented: bool = False) -> Tensor:
-    """Next-token cross-entropy of a one-word answer that may be any value of the lesson's, each as likely.
+def summary_loss(model: Model, lessons: Sequence[Lesson], augmented: bool = False) -> tuple[Tensor, Tensor]:
+    """Next-token cross-entropy of answers whose first word may be any value of the lesson's, each as likely.
 
-    Mean over the lessons, across processes as in `answer_loss`.
+    Returns that of the first token, mean over the lessons, and that of those after it, given the answer as it stands,
+    mean over these tokens; across processes as in `answer_loss`.
     """
-    prompts = [prompt(model, item) for item, _ in lessons]
-    vision = see(model, prompts, draw_moves(prompts) if augmented else None)
-    log_p = model.network.lm_head(last_states(model, prompts, vision)).float().log_softmax(-1)
+    logits, targets, lengths = _answers(model, lessons, augmented)
+    is_first = torch.zeros(len(targets), dtype=torch.bool, device=targets.device)
+    is_first[[0, *accumulate(lengths[:-1])]] = True
     words = [_values(item, text) for item, text in lessons]
     firsts = [[ids[0] for ids in model.processor.tokenizer(row)["input_ids"]] for row in words]
+    log_p = logits[is_first].log_softmax(-1)
     means = torch.stack([row[ids].mean() for row, ids in zip(log_p, firsts, strict=True)])
-    return -means.sum() / _everywhere(model, len(means))
+    after = cross_entropy(logits[~is_first], targets[~is_first], reduction="sum")
+    return -means.sum() / _everywhere(model, len(means)), after / _everywhere(model, int((~is_first).sum()))
 
 
 def _everywhere(model: Model, count: int) -> float:

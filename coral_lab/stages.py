@@ -20,11 +20,11 @@ from coral_lab.interleaved import Dataset, Product, Query, parts
 from coral_lab.lessons import (
     Lesson,
     answer_loss,
-    one_word_loss,
     picture_lesson,
     product_lesson,
     query_lesson,
     slot_accuracy,
+    summary_loss,
     title_lesson,
 )
 from coral_lab.mini import untrained
@@ -37,8 +37,7 @@ from coral_lab.training import Objective, Step, TrainConfig, backward, train
 class Mixture:
     """How many of each lesson a step has, until this share of the steps is done; pictures may be `moved` a little.
 
-    `one_word` are so many products and as many queries. `further` train splits, made from other seeds, give pictures.
-    This share of the queries is `disputed`: see `disputed`.
+    `further` train splits, made from other seeds, give pictures. This share of the queries is `disputed`: see there.
     """
 
     until: float
@@ -46,46 +45,25 @@ class Mixture:
     titles: int = 0
     products: int = 0
     queries: int = 0
-    one_word: int = 0
     moved: bool = False
     further: int = 0
     disputed: float = 0.0
 
 
 BASE = (
-    Mixture(0.42, pictures=160),
-    Mixture(0.70, pictures=96, titles=96),
-    Mixture(1.00, pictures=48, titles=48, products=32, queries=48),
+    Mixture(0.40, pictures=160),
+    Mixture(1.00, pictures=128, titles=48, further=2),
 )
-REVIEW = (
-    Mixture(0.60, pictures=128, titles=32, moved=True),
-    Mixture(1.00, pictures=64, titles=32, products=32, queries=48, moved=True),
+ANSWERS = (
+    Mixture(0.10, pictures=64, titles=32, products=32, queries=48, moved=True, further=2),
+    Mixture(0.40, pictures=64, titles=16, products=32, queries=96, moved=True, further=2, disputed=0.5),
+    Mixture(1.00, pictures=128, titles=8, products=48, queries=64, moved=True, further=2, disputed=0.5),
 )
-"""After BASE the finest things, brand marks and patterns, are still being learnt: look again, at moved pictures."""
+"""Then also products and queries, at moved pictures. Which picture shows the wanted brand, and which title the wanted size
+where two name one, are skills of their own; the finest things, small marks and patterns, are learnt last. Pictures that
+move from the first step on are learnt half as fast."""
 
-ANSWERS = (Mixture(1.00, pictures=32, titles=32, products=16, queries=96, moved=True),)
-"""Then mostly queries: which picture shows the wanted brand is a skill of its own."""
-
-SUMMARY = (Mixture(1.00, pictures=64, titles=8, products=8, queries=16, one_word=64, moved=True),)
-"""Then all of it in one word, so that the last token knows more than the first word of an answer."""
-
-SHARPEN = (Mixture(1.00, pictures=128, titles=8, products=8, queries=16, one_word=32, moved=True, further=2),)
-"""At last a closer look, at three times as many pictures: small marks on few pictures are learnt by heart."""
-
-REFERENCES = (
-    Mixture(1.00, pictures=64, titles=16, products=16, queries=64, one_word=32, moved=True, further=2,
-            disputed=0.5),
-)  # fmt: skip
-"""And which reference's size is meant, where titles name two: without it either was answered, as often as the other."""
-
-MIXTURES = {
-    "base": BASE,
-    "review": REVIEW,
-    "answers": ANSWERS,
-    "summary": SUMMARY,
-    "sharpen": SHARPEN,
-    "references": REFERENCES,
-}
+MIXTURES = {"base": BASE, "answers": ANSWERS}
 
 
 def corpus(shop: Dataset, limit: int = 4000):
@@ -101,20 +79,21 @@ def corpus(shop: Dataset, limit: int = 4000):
 def base_objective(
     model: Model, shop: Dataset, config: TrainConfig, mixtures: Sequence[Mixture] = BASE
 ) -> Objective:
-    """Next-token loss on lessons in the given mixtures, one term a kind of lesson.
+    """Next-token loss on lessons in the given mixtures: one term a kind of lesson, two where `summary_loss` has two.
 
     Across processes each has its share of every kind. Raises ValueError for a number of lessons that cannot be shared.
     """
 
     autocast = config.autocast(model.device)
     further = range(1, 1 + max(mixture.further for mixture in mixtures))
-    seen = (*shop.products, *(p for seed in further for p in catalogue("mini", "train", seed).products))
+    splits = [shop.products, *(catalogue("mini", "train", seed).products for seed in further)]
     sized = [query for query in shop.queries if disputed(query)]
 
     def objective(step: int) -> Step:
         mixture = next(mix for mix in mixtures if step < mix.until * config.steps * config.accumulate)
         rng = Random(f"{config.seed}/base/{step}")
         pick = partial(_pick, shop.products, rng)
+        seen = [product for split in splits[: 1 + mixture.further] for product in split]
 
         def ask(count: int) -> list[Lesson]:
             hard = round(count * mixture.disputed)
@@ -128,14 +107,15 @@ def base_objective(
             "read": [title_lesson(product) for product in pick(mixture.titles)],
             "know": [product_lesson(product) for product in pick(mixture.products)],
             "ask": ask(mixture.queries),
-            "sum up": [product_lesson(product) for product in pick(mixture.one_word)] + ask(mixture.one_word),
         }
+        losses = {}
         with autocast():
-            losses = {
-                name: (one_word_loss if name == "sum up" else answer_loss)(model, lessons, mixture.moved)
-                for name, lessons in kinds.items()
-                if lessons
-            }
+            for name, lessons in kinds.items():
+                if lessons and name in ("know", "ask"):
+                    both = summary_loss(model, lessons, mixture.moved)
+                    losses |= zip((f"{name} first", name), both, strict=True)
+                elif lessons:
+                    losses[name] = answer_loss(model, lessons, mixture.moved)
         terms = backward(losses)
         return Step(
             dict(zip(terms, parallel.total(list(terms.values()), model.device), strict=True)),
@@ -165,7 +145,7 @@ def disputed(query: Query) -> bool:
 
 
 def base_evaluation(model: Model, products: int = 256) -> Callable[[], dict[str, float]]:
-    """Accuracy by attribute on unseen products and queries: "see class", …, "read class", …, "ask class", …"""
+    """Accuracy by attribute on unseen products and queries: "see class", …, "read class", …, "ask color", …"""
     val = catalogue("mini", "val")
     shop = val.products[:products]
     kinds = {
@@ -177,6 +157,7 @@ def base_evaluation(model: Model, products: int = 256) -> Callable[[], dict[str,
         f"{kind} {slot}": accuracy
         for kind, lessons in kinds.items()
         for slot, accuracy in slot_accuracy(model, lessons).items()
+        if (kind, slot) != ("ask", "class")  # the first word, which may be any
     }
 
 
@@ -196,38 +177,26 @@ PIXEL_CACHE = 8 * 2**30  # bytes; three train splits at coral-mini's resolution
 BATCH_SIZE = 128
 
 DEFAULTS = {
-    "base": TrainConfig(steps=1600, learning_rate=2e-3),
-    "review": TrainConfig(steps=600, learning_rate=1.5e-3, warmup=50),
-    "answers": TrainConfig(steps=900, learning_rate=1.5e-3, warmup=50),
-    "summary": TrainConfig(steps=600, learning_rate=1.5e-3, warmup=50),
-    "sharpen": TrainConfig(steps=600, learning_rate=1e-3, warmup=50),
-    "references": TrainConfig(steps=500, learning_rate=1e-3, warmup=50),
-    "contrastive": TrainConfig(steps=800, learning_rate=1e-3),
-    "coral": TrainConfig(steps=800, learning_rate=1e-3),
+    "base": TrainConfig(steps=1800, learning_rate=2e-3),
+    "answers": TrainConfig(steps=2200, learning_rate=1.5e-3, warmup=50),
+    "contrastive": TrainConfig(steps=600, learning_rate=1e-3),
+    "coral": TrainConfig(steps=600, learning_rate=1e-3),
 }
 """What `make mini` trains coral-mini with. "contrastive" and "coral" differ in nothing but the objective."""
 
 
 @dataclass(frozen=True)
 class Leg:
-    """A stage from one folder to another, `start` None from scratch; `config` where it is not that of DEFAULTS."""
+    """A stage from one folder to another, `start` None from scratch."""
 
     stage: str
     start: str | None
     out: str
-    config: TrainConfig | None = None
 
-
-AGAIN = replace(DEFAULTS["sharpen"], seed=1, steps=400, learning_rate=8e-4)
 
 RECIPE = (
     Leg("base", None, "coral-mini-first"),
-    Leg("review", "coral-mini-first", "coral-mini-review"),
-    Leg("answers", "coral-mini-review", "coral-mini-answers"),
-    Leg("summary", "coral-mini-answers", "coral-mini-summary"),
-    Leg("sharpen", "coral-mini-summary", "coral-mini-sharp"),
-    Leg("sharpen", "coral-mini-sharp", "coral-mini-sharp-again", AGAIN),
-    Leg("references", "coral-mini-sharp-again", "coral-mini-base"),
+    Leg("answers", "coral-mini-first", "coral-mini-base"),
     Leg("contrastive", "coral-mini-base", "coral-mini-contrastive"),
     Leg("coral", "coral-mini-base", "coral-mini"),
 )
@@ -245,7 +214,7 @@ def run_all(
         model = load(Path(folder) / leg.start, device=device, dtype="float32") if leg.start else None
         if model and pixels:
             model.__dict__["pixels"] = pixels
-        config = replace(leg.config or DEFAULTS[leg.stage], **(changes or {}))
+        config = replace(DEFAULTS[leg.stage], **(changes or {}))
         pixels = run(leg.stage, model, Path(folder) / leg.out, config, device=device).pixels
 
 
@@ -263,8 +232,8 @@ def run(
     device: str | None = None,
     on_step: Callable | None = None,
 ) -> Model:
-    """Train one stage on MERIT-mini and save it in `out`: "base" (from scratch without a model), "review", "answers",
-    "summary", "sharpen", "references", "contrastive" or "coral".
+    """Train one stage on MERIT-mini and save it in `out`: "base" (from scratch without a model), "answers",
+    "contrastive" or "coral".
 
     `coral` are the weights of the last two, whose batch of `batch_size` pairs is in memory `chunk` pairs at a time,
     with so many hard `negatives` a query. `lora` is the rank of adapters to train instead of all parameters.

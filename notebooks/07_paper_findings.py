@@ -16,7 +16,7 @@
 #
 # **Question.** The paper ([arXiv 2506.03144](https://arxiv.org/abs/2506.03144)) says that Coral beats contrastive training by
 # half, that interleaved pictures beat pasted ones, that captions are no substitute. Which of this holds on a model that can
-# be trained here in half an hour, and what can a model of that size say at all?
+# be trained here in about an hour, and what can a model of that size say at all?
 #
 # Everything here is **coral-mini** on MERIT-mini, a drawn catalogue; the paper's figures are of a 3B model on photographs. Only
 # the direction and the relative size of a change can be set side by side, never the values. MODEL and DATA take any other

@@ -16,7 +16,7 @@ modules = [model.network, heads]
 """
 
 LESSONS = """
-mixture = Mixture(1.0, pictures=4, titles=2, products=2, queries=4, one_word=2, disputed=0.5)
+mixture = Mixture(1.0, pictures=4, titles=2, products=2, queries=4, disputed=0.5)
 terms = base_objective(model, catalogue("mini", "val"), TrainConfig(steps=1), [mixture])(0).terms
 modules = [model.network]
 """

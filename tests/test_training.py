@@ -23,10 +23,10 @@ from coral_lab.inputs import pool, prompt, see
 from coral_lab.lessons import (
     SLOTS,
     answer_loss,
-    one_word_loss,
     picture_lesson,
     query_lesson,
     slot_accuracy,
+    summary_loss,
     title_lesson,
 )
 from coral_lab.models import add_lora, best_device
@@ -252,7 +252,7 @@ def test_answer_loss_is_the_plain_next_token_loss(random_model, shop):
         torch.testing.assert_close(answer_loss(random_model, [lesson]), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_one_word_loss_is_the_mean_over_the_one_word_answers(random_model, shop):
+def test_a_summary_begins_with_any_value_of_the_query(random_model, shop):
     query = replace(shop.queries[0], text=".")
     words = [query.class_name, *(c.value.replace(" ", "_") for c in query.conditions)]
     tokenizer, items = random_model.processor.tokenizer, [prompt(random_model, query)]
@@ -260,11 +260,27 @@ def test_one_word_loss_is_the_mean_over_the_one_word_answers(random_model, shop)
         state = last_states(random_model, items, see(random_model, items))
         log_p = random_model.network.lm_head(state)[0].log_softmax(-1)
         each = [-log_p[tokenizer(f" {word}")["input_ids"][0]] for word in words]
-        found = one_word_loss(random_model, [query_lesson(query)])
+        found, _ = summary_loss(random_model, [query_lesson(query)])
     torch.testing.assert_close(found, torch.stack(each).mean(), atol=1e-5, rtol=1e-5)
 
 
-def test_one_word_of_a_product_is_one_that_it_shows(random_model, shop):
+def test_after_its_first_token_a_summary_is_the_answer(random_model, shop):
+    """Against transformers' own labels, lesson by lesson."""
+    lessons = [title_lesson(product) for product in shop.products[:3]]
+    tokenizer, each = random_model.processor.tokenizer, []
+    for item, text in lessons:
+        head, tail = tokenizer([prompt(random_model, item).text, text + "<|im_end|>"])["input_ids"]
+        labels = torch.tensor([[-100] * (len(head) + 1) + tail[1:]])
+        with torch.no_grad():
+            loss = random_model.network(input_ids=torch.tensor([head + tail]), labels=labels).loss
+        each.append((loss * (len(tail) - 1), len(tail) - 1))
+    expected = sum(loss for loss, _ in each) / sum(count for _, count in each)
+    with torch.no_grad():
+        _, found = summary_loss(random_model, lessons)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_summary_of_a_product_begins_with_what_it_shows(random_model, shop):
     """A picture alone has six values; with every other word impossible, the loss is that of six equal ones."""
     product = shop.products[0]
     lesson = picture_lesson(product)
@@ -274,7 +290,7 @@ def test_one_word_of_a_product_is_one_that_it_shows(random_model, shop):
     bias[ids] = 0
     only = random_model.network.lm_head.register_forward_hook(lambda *call: torch.zeros_like(call[2]) + bias)
     try:
-        found = one_word_loss(random_model, [lesson]).item()
+        found = summary_loss(random_model, [lesson])[0].item()
     finally:
         only.remove()
     assert len(words) == 6
@@ -329,7 +345,7 @@ def test_a_disputed_query_has_another_size_in_another_title(shop):
 def test_an_unknown_stage_and_a_missing_start_are_named(tmp_path):
     with pytest.raises(
         ValueError,
-        match="choose one of base, review, answers, summary, sharpen, references, contrastive, coral",
+        match="choose one of base, answers, contrastive, coral",
     ):
         run("coral-plus", None, tmp_path)
     with pytest.raises(ValueError, match="starts from a model"):
@@ -355,7 +371,7 @@ def test_every_leg_starts_from_what_was_made_before_and_pictures_are_kept(
     assert {stage for stage, *_ in ran} == {*DEFAULTS}
     assert all(pixels is kept[0] for pixels in kept)
     for leg, (*_, config) in zip(RECIPE, ran, strict=True):
-        assert config == replace(leg.config or DEFAULTS[leg.stage], warmup=7)
+        assert config == replace(DEFAULTS[leg.stage], warmup=7)
 
 
 def test_a_base_from_scratch_is_trained_on_the_device_asked_for(random_folder, tmp_path, monkeypatch):
