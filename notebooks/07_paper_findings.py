@@ -115,10 +115,10 @@ beside_published(table[table["measure"].str.startswith("relative")], "Relative c
 # %% [markdown]
 # ### Why at this scale?
 #
-# - **1.** coral-mini's base has been taught this very catalogue, and to say all of an item in one word: it retrieves before any
-#   contrastive training. A base from the web has not.
-# - **2.** Reconstruction helps where an embedding leaves out what the target looks like. Started from such a base, contrastive
-#   training has little left to be told.
+# - **1.** coral-mini's base has been taught this very catalogue, and to know all of an item at the last token: it retrieves
+#   before any contrastive training. A base from the web has not.
+# - **2.** Reconstruction helps where an embedding leaves out what the target looks like. Such a base has been taught to leave
+#   out little.
 # - **3.** Pasted pictures are smaller, and coral-mini's are small already: what Cat costs here may be mostly sight.
 # - **4.** coral-mini has never read a caption in training, the paper's model has read the web.
 # - **6.** The base has seen the classes, languages and attributes that are held back from the training after it.
