@@ -61,7 +61,7 @@ ANSWERS = (
 )
 """Then also products and queries, at moved pictures. Which picture shows the wanted brand, and which title the wanted size
 where two name one, are skills of their own; the finest things, small marks and patterns, are learnt last. Pictures that
-move from the first step on are learnt half as fast."""
+move from the first step on are learnt more slowly."""
 
 MIXTURES = {"base": BASE, "answers": ANSWERS}
 

@@ -199,7 +199,7 @@ live.static()
 # ## 7. The trained checkpoints
 #
 # `mini-contrastive` and `mini` (Coral) come from the same base, with the same batches and steps; only the objective
-# differs. Their whole runs took about a quarter of an hour each; their logs are read from `data/results/`.
+# differs. Their logs are read from `data/results/`.
 
 # %%
 logs = {name: DATA / "results" / f"train-{name}.csv" for name in ("contrastive", "coral")}
