@@ -1,7 +1,8 @@
-# lab · demo · test · lint · notebooks · mini · bench        (PYTHON, PORT, IP and PIP_ARGS can be set)
+# lab · demo · test · lint · notebooks · mini · bench        (PYTHON, PORT, IP, WORKERS and PIP_ARGS can be set)
 PYTHON ?= python3
 PORT ?= 8888
 IP ?= $(if $(wildcard /.dockerenv),0.0.0.0,127.0.0.1)
+WORKERS ?= 2
 PIP_ARGS ?= --constraint tests/constraints.txt
 RUN := .venv/bin/python -m
 export JUPYTER_PLATFORM_DIRS := 1
@@ -18,8 +19,9 @@ lab: .venv/ready
 demo: .venv/ready
 	$(RUN) coral_lab demo
 
+# Side by side, each worker with one thread: so many small sums are done in less time than by turns with all threads.
 test: .venv/ready
-	$(RUN) pytest
+	OMP_NUM_THREADS=1 $(RUN) pytest -n $(WORKERS) --dist worksteal
 
 lint: .venv/ready
 	$(RUN) ruff check . && $(RUN) ruff format --check .

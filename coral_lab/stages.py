@@ -242,12 +242,12 @@ def run(
     """
     if stage not in DEFAULTS:
         raise ValueError(f"stage is {stage!r}; choose one of {', '.join(DEFAULTS)}")
+    if model is None and stage != "base":
+        raise ValueError(f"{stage} training starts from a model; name one, e.g. mini-base")
     config, shop = config or DEFAULTS[stage], catalogue("mini", "train")
-    if stage == "base" and model is None:
+    if model is None:
         model = untrained(corpus(shop), config.seed)
         model.network.to(device or best_device())
-    if model is None:
-        raise ValueError(f"{stage} training starts from a model; name one, e.g. mini-base")
     if lora:
         add_lora(model, lora, config.seed)
     model.pixels.limit = PIXEL_CACHE

@@ -27,6 +27,7 @@ MODEL = "mini-base"  # where training starts; or a folder, or a hub id
 TRAINED = "mini"  # a checkpoint with decoders beside it
 CHECKPOINTS = ["mini-base", "mini-contrastive", "mini"]  # what to compare
 QUERIES = 2000  # how many queries to measure with
+PRODUCTS = 3000  # to search among: all right answers and others
 STEPS = 20  # of the short run
 SEED = 0
 
@@ -38,6 +39,7 @@ import pandas as pd
 import torch
 
 import coral_lab as cl
+from coral_lab.comparing import pool_for
 from coral_lab.contrastive import contrastive_objective, gradients, make_batch
 from coral_lab.coral import Coral, decoders, load_decoders
 from coral_lab.experiments import compare, read
@@ -142,6 +144,7 @@ rebuild(model, trained, target, query, gallery=gallery, seed=SEED)
 
 # %%
 pairs = pair_sampler(shop, mini_pairs(shop), 64, STEPS, SEED)(0)
+torch.manual_seed(SEED)  # which tokens are hidden
 batch = make_batch(model, pairs, trained.longest)
 shuffled = make_batch(model, [type(p)(q.query, p.positive) for p, q in zip(pairs, pairs[1:] + pairs[:1], strict=True)], trained.longest)  # fmt: skip
 shuffled = type(batch)(shuffled.queries, batch.positives, (), batch.also_positive, batch.draws)
@@ -206,7 +209,9 @@ logs = {name: DATA / "results" / f"train-{name}.csv" for name in ("contrastive",
 curves(logs, losses=["contrastive"], measures=["R@1", "R@10"])
 
 # %%
-results = {name: cl.evaluate(cl.load(name), shop.queries[:QUERIES], shop.products) for name in CHECKPOINTS}
+queries = shop.queries[:QUERIES]
+pool = pool_for(shop, queries, PRODUCTS)
+results = {name: cl.evaluate(cl.load(name), queries, pool) for name in CHECKPOINTS}
 pd.DataFrame({name: {metric: str(value) for metric, value in result.metrics.items()} for name, result in results.items()}).T  # fmt: skip
 
 # %%

@@ -18,7 +18,7 @@ PARAMETERS = {
     "03_condition_order": {"QUERIES": 12, "PRODUCTS": 200},
     "04_languages": {"QUERIES": 16, "PRODUCTS": 60},
     "05_retrieval_neighbourhoods": {"POOL": 400, "MAPPED": 150},
-    "06_training_objective": {"QUERIES": 40, "STEPS": 4},
+    "06_training_objective": {"QUERIES": 40, "PRODUCTS": 200, "STEPS": 4},
     "07_paper_findings": {"QUERIES": 24, "PRODUCTS": 200},
     "08_new_query_formats": {"QUERIES": 24, "PRODUCTS": 200},
 }

@@ -317,7 +317,8 @@ def test_training_embeddings_are_those_of_encode(random_model, shop):
 
 
 def test_a_step_of_the_base_depends_on_its_number_alone(random_model, shop):
-    objective = base_objective(random_model, shop, TrainConfig(steps=10))
+    every_kind = Mixture(1.0, pictures=4, titles=2, products=2, queries=4, moved=True, disputed=0.5)
+    objective = base_objective(random_model, shop, TrainConfig(steps=10), [every_kind])
     found = []
     for _ in range(2):
         torch.manual_seed(9)  # as the loop does before each step
