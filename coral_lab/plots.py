@@ -1,5 +1,6 @@
 """Tables → plotly figures."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 
@@ -95,7 +96,7 @@ def scatter(
                                  showlegend=column == 1, marker=marker, text=[texts[i] for i in own] if len(texts) else None,
                                  hoverinfo="text+name" if len(texts) else "name", row=1, col=column)  # fmt: skip
     figure.update_layout(template=TEMPLATE, height=460 if len(panels) == 1 else 400, title=title,
-                         legend={"itemsizing": "constant"}, margin={"l": 10, "r": 10, "t": 64, "b": 10})  # fmt: skip
+                         legend={"itemsizing": "constant", "tracegroupgap": 0}, margin={"l": 10, "r": 10, "t": 64, "b": 10})  # fmt: skip
     figure.update_xaxes(visible=False)
     for column in range(1, len(panels) + 1):  # a unit is as long across as up, in each panel for itself
         figure.update_yaxes(visible=False, scaleanchor=f"x{column if column > 1 else ''}", row=1, col=column)
@@ -169,10 +170,17 @@ def estimates_by(table: pd.DataFrame, group: str, value: str) -> dict[str, Estim
 
 
 def matrix(frame: pd.DataFrame, title: str = "", unit: str = "", middle: float | None = None) -> go.Figure:
-    """A table as a heat map with its values written in; with a `middle`, blue below and orange above it."""
+    """A table as a heat map with its values written in; with a `middle`, blue below and orange above it.
+
+    Values have two decimals, or up to four where it takes them to see which are larger.
+    """
+    values = frame.to_numpy(float)
+    cells = pd.Series(values.ravel())
+    spread = cells.max() - cells.min()
+    decimals = 2 if not spread > 0 else min(4, max(2, 1 - math.floor(math.log10(spread))))
     scale = "Blues" if middle is None else [[0, PALETTE[0]], [0.5, "#ffffff"], [1, PALETTE[1]]]
-    figure = go.Figure(go.Heatmap(z=frame.to_numpy(float), x=[str(c) for c in frame.columns], y=[str(i) for i in frame.index],
-                                  colorscale=scale, zmid=middle, texttemplate="%{z:.2f}", colorbar={"title": unit}))  # fmt: skip
+    figure = go.Figure(go.Heatmap(z=values, x=[str(c) for c in frame.columns], y=[str(i) for i in frame.index],
+                                  colorscale=scale, zmid=middle, texttemplate=f"%{{z:.{decimals}f}}", colorbar={"title": unit}))  # fmt: skip
     figure.update_layout(template=TEMPLATE, height=140 + 36 * len(frame), title=title,
                          margin={"l": 90, "r": 10, "t": 50, "b": 40})  # fmt: skip
     figure.update_xaxes(title=frame.columns.name, type="category", automargin=True)

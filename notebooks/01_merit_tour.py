@@ -40,6 +40,7 @@ from coral_lab.hits import Gallery
 from coral_lab.merit_files import OUT_OF_DISTRIBUTION, out_of_distribution
 from coral_lab.plots import PALETTE
 
+pd.set_option("display.max_colwidth", None)  # titles in full
 shop = cl.catalogue(DATA, SPLIT) if DATA == "mini" else cl.merit(DATA, SPLIT, on_error="skip")
 chance = random.Random(SEED)
 print(

@@ -129,7 +129,7 @@ print(f"We observe: {gap:.0%} of the queries are answered in some orders and not
 
 # %%
 tests = compare(table, "edit", asked)
-tests.round(3)
+tests.round(4)
 
 # %%
 differences(tests, f"R@1, against the order asked ({asked})", "difference in R@1")

@@ -36,6 +36,7 @@ from coral_lab.bench import QueryBench, as_python
 from coral_lab.contributions import AttributionView
 from coral_lab.maps import NeighbourhoodMap, side_by_side
 
+pd.set_option("display.max_colwidth", None)  # queries and titles in full
 shop = cl.catalogue(DATA) if DATA == "mini" else cl.merit(DATA, on_error="skip")
 indexes = {name: cl.index(cl.load(name), shop.products[:POOL]) for name in MODELS}
 index = indexes[MODELS[0]]

@@ -140,7 +140,7 @@ bars(measured["R@1"], "The same queries in other words", "R@1")
 
 # %%
 tests = compare(table, "format", "card").sort_values("difference", ascending=False)
-tests.round(3)
+tests.round(4)
 
 # %%
 differences(tests, "R@1, against the card's wording", "difference in R@1")

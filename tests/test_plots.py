@@ -83,6 +83,19 @@ def test_a_matrix_keeps_its_rows_in_order():
     assert np.asarray(figure.data[0].z).tolist() == [[1, 3], [2, 4]]
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "written"),
+    [(0.0, 1.0, 2), (0.0, 250.0, 2), (0.89, 0.905, 3), (0.997, 1.0, 4), (1 - 1e-9, 1.0, 4), (0.5, 0.5, 2)],
+)
+def test_a_matrix_is_written_with_as_many_decimals_as_tell_its_cells_apart(low, high, written):
+    figure = matrix(pd.DataFrame({"x": [low, high], "y": [high, np.nan]}))
+    assert figure.data[0].texttemplate == f"%{{z:.{written}f}}"
+
+
+def test_a_matrix_without_values_is_drawn():
+    assert matrix(pd.DataFrame({"x": [np.nan]})).data[0].texttemplate == "%{z:.2f}"
+
+
 def test_several_maps_show_the_same_points_under_one_legend():
     places = np.random.default_rng(0).standard_normal((12, 2))
     labels = ["a", "b", "b"] * 4
