@@ -32,34 +32,41 @@ def curves(
     measures: list[str] | None = None,
     smooth: int = 20,
 ) -> go.Figure:
-    """Training logs side by side: losses on the left (running mean over `smooth` steps), measures on the right.
+    """Training logs together: losses (running mean over `smooth` steps), and beside them what was measured.
 
     `logs` are `log.csv` files or frames by name. By default all terms that are logged at every step, and those of
-    R@1, R@10 and MRR@10 that were measured. Raises ValueError for a log without rows.
+    R@1, R@10 and MRR@10 that were measured; where nothing was, the losses stand alone. Raises ValueError for a log
+    without rows.
     """
-    figure = make_subplots(1, 2, subplot_titles=("losses", "on unseen products"), horizontal_spacing=0.1)
-    for number, (name, log) in enumerate(logs.items()):
-        frame = log if isinstance(log, pd.DataFrame) else pd.read_csv(log)
-        if frame.empty:
-            raise ValueError(f"log {name!r} has no rows yet; wait for the first step")
-        evaluated = [c for c in frame if c not in NO_LOSS and frame[c].isna().any()]
-        terms = losses or [c for c in frame if c not in NO_LOSS and c not in evaluated]
-        shown = measures or [c for c in ("R@1", "R@10", "MRR@10") if c in evaluated]
-        for kind, column, places in (("loss", terms, 1), ("measure", shown, 2)):
-            for style, term in enumerate(c for c in column if c in frame):
-                values = frame.dropna(subset=[term])
-                y = values[term].rolling(smooth, min_periods=1).mean() if kind == "loss" else values[term]
+    frames = {name: log if isinstance(log, pd.DataFrame) else pd.read_csv(log) for name, log in logs.items()}
+    lines = {name: _lines(name, frame, losses, measures) for name, frame in frames.items()}
+    titles = ("losses", "on unseen products")[: 2 if any(shown for _, shown in lines.values()) else 1]
+    figure = make_subplots(1, len(titles), subplot_titles=titles, horizontal_spacing=0.1)
+    for number, (name, kinds) in enumerate(lines.items()):
+        for place, terms in enumerate(kinds, 1):
+            for style, term in enumerate(terms):
+                values = frames[name].dropna(subset=[term])
+                y = values[term].rolling(smooth, min_periods=1).mean() if place == 1 else values[term]
                 label = f"{name}: {term}" if len(logs) > 1 else term
                 colour = PALETTE[(number if len(logs) > 1 else style) % len(PALETTE)]
                 dash = ("solid", "dash", "dot", "dashdot", "longdash")[style % 5 if len(logs) > 1 else 0]
-                line = {"color": colour, "dash": dash}
-                mode = "lines" if kind == "loss" else "lines+markers"
-                figure.add_scatter(x=values["step"], y=y, name=label, mode=mode, line=line, row=1, col=places,
-                                   hovertemplate="step %{x}: %{y:.3f}")  # fmt: skip
+                mode = "lines" if place == 1 else "lines+markers"
+                figure.add_scatter(x=values["step"], y=y, name=label, mode=mode, line={"color": colour, "dash": dash},
+                                   row=1, col=place, hovertemplate="step %{x}: %{y:.3f}")  # fmt: skip
     figure.update_xaxes(title="step")
     figure.update_yaxes(type="log", row=1, col=1)
     figure.update_layout(template=TEMPLATE, height=360, margin={"l": 50, "r": 10, "t": 40, "b": 40})
     return figure
+
+
+def _lines(name: str, frame: pd.DataFrame, losses, measures) -> tuple[list[str], list[str]]:
+    """The losses and the measures of a log that are to be drawn."""
+    if frame.empty:
+        raise ValueError(f"log {name!r} has no rows yet; wait for the first step")
+    evaluated = [c for c in frame if c not in NO_LOSS and frame[c].isna().any()]
+    terms = losses or [c for c in frame if c not in NO_LOSS and c not in evaluated]
+    shown = measures or [c for c in ("R@1", "R@10", "MRR@10") if c in evaluated]
+    return [c for c in terms if c in frame], [c for c in shown if c in frame]
 
 
 Points = Float[np.ndarray, "point 2"]

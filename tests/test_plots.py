@@ -24,6 +24,12 @@ def test_losses_left_measures_right():
     }
 
 
+def test_without_measures_the_losses_stand_alone():
+    figure = curves({"run": pd.DataFrame(ROWS[:1])})
+    assert [trace.name for trace in figure.data] == ["contrastive", "reg vision"]
+    assert [note.text for note in figure.layout.annotations] == ["losses"]
+
+
 def test_several_logs_have_a_colour_each(tmp_path):
     pd.DataFrame(ROWS).to_csv(tmp_path / "log.csv", index=False)
     figure = curves({"a": tmp_path / "log.csv", "b": pd.DataFrame(ROWS)}, losses=["contrastive"])
