@@ -95,7 +95,8 @@ def _keep_rows(file: Path, arm: str, rows: pd.DataFrame, command: str) -> None:
 
 def read(file: str | os.PathLike, index: str | None = None) -> pd.DataFrame:
     """A results file, without the comment at its head."""
-    return pd.read_csv(file, comment="#", index_col=index)
+    # A commit may be of digits alone, and is no number.
+    return pd.read_csv(file, comment="#", index_col=index, dtype={"commit": str})
 
 
 def write(file: Path, frame: pd.DataFrame, command: str) -> None:

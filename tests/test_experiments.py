@@ -57,6 +57,14 @@ def test_a_run_that_was_killed_goes_on(tmp_path):
     assert len(read(tmp_path / "trial-queries.csv")) == 4
 
 
+@pytest.mark.parametrize("commit", ["8855950", "0012345", "12e4567", "abc1234-dirty"])
+def test_a_commit_stays_what_it_is(commit, tmp_path, monkeypatch):
+    monkeypatch.setattr(experiments, "provenance", lambda: {"commit": commit})
+    run("trial", cells([]), {"steps": 3}, "command", tmp_path)
+    again = run("trial", cells([], ("one", "two", "three")), {"steps": 3}, "command", tmp_path)
+    assert again["commit"].tolist() == [commit] * 3
+
+
 def test_hits_are_by_seed_and_an_arm_that_is_missing_is_named():
     ranks = pd.DataFrame({"coral 1": [1, 5], "coral 0": [-1, 1], "coral cat 0": [1, 1]})
     np.testing.assert_array_equal(hits_of(ranks, "coral"), [[0, 1], [1, 0]])
