@@ -44,10 +44,12 @@ bench: .venv/ready
 mini: .venv/ready
 	$(RUN) coral_lab train --stage all --out build
 
-# Installing again happens only when pyproject.toml has changed: after that no network is needed.
+# Installing again happens only when pyproject.toml has changed: after that no network is needed. Bytecode is compiled by
+# all cores, not by pip one file after another; some packages ship templates that are no Python.
 .venv/ready: pyproject.toml tests/constraints.txt
 	$(PYTHON) -m venv .venv
-	$(RUN) pip install --quiet --disable-pip-version-check $(PIP_ARGS) -e ".[dev]"
+	$(RUN) pip install --quiet --disable-pip-version-check --no-compile $(PIP_ARGS) -e ".[dev]"
+	$(RUN) compileall -qq -j 0 .venv/lib || true
 	mkdir -p .venv/share/jupyter/lab/settings
 	cp notebooks/overrides.json .venv/share/jupyter/lab/settings/overrides.json
 	touch .venv/ready
