@@ -19,7 +19,7 @@ lab: .venv/ready
 demo: .venv/ready
 	$(RUN) coral_lab demo
 
-# Side by side, each worker with one thread: so many small sums are done in less time than by turns with all threads.
+# Workers of one thread each are done sooner than one worker with all threads: most tests' tensors are small.
 test: .venv/ready
 	OMP_NUM_THREADS=1 $(RUN) pytest -n $(WORKERS) --dist worksteal
 

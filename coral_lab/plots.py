@@ -59,7 +59,9 @@ def curves(
     return figure
 
 
-def _lines(name: str, frame: pd.DataFrame, losses, measures) -> tuple[list[str], list[str]]:
+def _lines(
+    name: str, frame: pd.DataFrame, losses: list[str] | None, measures: list[str] | None
+) -> tuple[list[str], list[str]]:
     """The losses and the measures of a log that are to be drawn."""
     if frame.empty:
         raise ValueError(f"log {name!r} has no rows yet; wait for the first step")
