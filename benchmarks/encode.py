@@ -22,9 +22,9 @@ from torch.nn.functional import normalize
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
 from coral_lab import Condition, Product, Query, catalogue, encode, load, messages
-from coral_lab.cpu_linear import linear
 from coral_lab.mini import untrained
-from coral_lab.models import Model, save
+from coral_lab.models.cpu_linear import linear
+from coral_lab.models.loading import Model, save
 from coral_lab.stages import corpus
 
 RUNS = 5

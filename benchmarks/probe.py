@@ -6,7 +6,7 @@ python benchmarks/probe.py        writes data/results/probes.csv; about a minute
 import pandas as pd
 
 from coral_lab import catalogue, load
-from coral_lab.models import DATA
+from coral_lab.models.loading import DATA
 from coral_lab.probing import probe_checkpoint
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from coral_lab import Product, load, messages
 from coral_lab.catalogue import catalogue
 from coral_lab.contrastive import Pair, contrastive_objective
 from coral_lab.coral import CONTRASTIVE, decoders
-from coral_lab.models import DATA
+from coral_lab.models.loading import DATA
 from coral_lab.pairs import pair_sampler, plain_pairs
 from coral_lab.training import TrainConfig, learning_rate, train
 

@@ -7,11 +7,11 @@ import torch
 from tqdm.auto import tqdm
 
 from coral_lab.catalogue import LANGUAGES, retitle
-from coral_lab.inputs import Item, key, prompt, see, tokenize
 from coral_lab.interleaved import Product
 from coral_lab.lessons import SLOTS, UNKNOWN, Lesson, picture_lesson, title_lesson
 from coral_lab.metrics import estimate
-from coral_lab.models import Model
+from coral_lab.models.inputs import Item, key, prompt, see, tokenize
+from coral_lab.models.loading import Model
 
 LONGEST = 32  # tokens; an answer has nine words
 

@@ -145,7 +145,7 @@ def _positive(text: str) -> int:
 
 
 def _load(options):
-    from coral_lab.models import load
+    from coral_lab.models.loading import load
 
     return load(
         options.model,
@@ -244,7 +244,7 @@ def _encode(options) -> None:
 def _train(options) -> None:
     from coral_lab import parallel
     from coral_lab.coral import CONTRASTIVE, Coral
-    from coral_lab.models import load
+    from coral_lab.models.loading import load
     from coral_lab.stages import DEFAULTS, run, run_all
 
     parallel.start()  # before the model is loaded: each process has a device of its own
@@ -319,7 +319,7 @@ def _report(options) -> None:
 def _download(options) -> None:
     from coral_lab.hub import download
     from coral_lab.merit_files import files
-    from coral_lab.models import FILES
+    from coral_lab.models.loading import FILES
 
     if not (options.model or options.data):
         raise ValueError("nothing to download; name --model Bia/CORAL, --data WeiChow/merit or both")

@@ -7,7 +7,7 @@ from coral_lab import html
 from coral_lab.catalogue import catalogue
 from coral_lab.evaluation import Result, evaluate, index
 from coral_lab.interleaved import parts
-from coral_lab.models import load
+from coral_lab.models.loading import load
 
 
 def demo(model_name: str = "mini", out: Path = Path("build/demo.html"), queries: int | None = None) -> Result:

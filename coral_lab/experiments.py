@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from coral_lab.evaluation import Result
 from coral_lab.metrics import crossed_estimate, holm, paired_difference, recall_at
-from coral_lab.models import DATA
+from coral_lab.models.loading import DATA
 
 RESULTS, WORK = DATA / "results", DATA.parent / "build" / "experiments"
 

@@ -14,8 +14,8 @@ import torch
 import xxhash
 
 from coral_lab.images import Picture, open_image
-from coral_lab.inputs import Prompt
-from coral_lab.models import Model
+from coral_lab.models.inputs import Prompt
+from coral_lab.models.loading import Model
 
 
 def space(model: Model) -> dict[str, str | int | dict]:

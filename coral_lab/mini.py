@@ -16,8 +16,8 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
-from coral_lab import cpu_linear
-from coral_lab.models import Model
+from coral_lab.models import cpu_linear
+from coral_lab.models.loading import Model
 
 PIXELS = 84 * 84
 VOCABULARY = 2048

@@ -14,7 +14,7 @@ from coral_lab.findings import findings
 from coral_lab.interleaved import Dataset
 from coral_lab.metrics import Estimate, estimate
 from coral_lab.mistakes import SEEN, mistakes, worst
-from coral_lab.models import DATA
+from coral_lab.models.loading import DATA
 from coral_lab.plots import bars, matrix
 
 FEW = 10  # queries behind a cell of the language matrix, at least

@@ -15,7 +15,6 @@ from coral_lab.catalogue import LANGUAGES, catalogue, named_in_title, retitle
 from coral_lab.contrastive import contrastive_objective
 from coral_lab.coral import CONTRASTIVE, Coral, decoders
 from coral_lab.evaluation import evaluate
-from coral_lab.inputs import prompt
 from coral_lab.interleaved import Dataset, Product, Query, parts
 from coral_lab.lessons import (
     Lesson,
@@ -28,7 +27,8 @@ from coral_lab.lessons import (
     title_lesson,
 )
 from coral_lab.mini import untrained
-from coral_lab.models import Model, add_lora, best_device, load
+from coral_lab.models.inputs import prompt
+from coral_lab.models.loading import Model, add_lora, best_device, load
 from coral_lab.pairs import fewer, mini_pairs, pair_sampler, translated, varied
 from coral_lab.training import Objective, Step, TrainConfig, backward, train
 

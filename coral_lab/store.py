@@ -13,7 +13,7 @@ from coral_lab.encoder import encode, encode_all, vectors_in
 from coral_lab.hits import Hits, hits
 from coral_lab.images import ItemError
 from coral_lab.interleaved import Format, Product, Query
-from coral_lab.models import Model
+from coral_lab.models.loading import Model
 from coral_lab.vectors import Row, Vectors, schema
 
 PRODUCTS = "kind = 'product'"

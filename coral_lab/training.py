@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from coral_lab import parallel
-from coral_lab.models import Model, save
+from coral_lab.models.loading import Model, save
 
 
 @dataclass(frozen=True)

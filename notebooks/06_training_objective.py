@@ -45,7 +45,7 @@ from coral_lab.coral import Coral, decoders, load_decoders
 from coral_lab.experiments import compare, read
 from coral_lab.losses import info_nce, masked_language_modelling, vision_reconstruction
 from coral_lab.metrics import paired_difference
-from coral_lab.models import DATA, SHIPPED
+from coral_lab.models.loading import DATA, SHIPPED
 from coral_lab.pairs import mini_pairs, pair_sampler
 from coral_lab.plots import curves
 from coral_lab.rebuilding import rebuild

@@ -40,7 +40,7 @@ from coral_lab.findings import Effect, findings, verdict
 from coral_lab.merit_files import OUT_OF_DISTRIBUTION, out_of_distribution
 from coral_lab.metrics import Estimate, crossed_estimate, estimate
 from coral_lab.mistakes import KINDS, SEEN, mistakes, worst
-from coral_lab.models import DATA as SHIPPED_DATA
+from coral_lab.models.loading import DATA as SHIPPED_DATA
 from coral_lab.plots import bars, beside_published
 
 # %% [markdown]

@@ -40,7 +40,7 @@ def random_model(shop):
 @pytest.fixture(scope="session")
 def random_folder(random_model, tmp_path_factory) -> Path:
     """The random model saved as a checkpoint, under a path with a space."""
-    from coral_lab.models import save
+    from coral_lab.models.loading import save
 
     folder = tmp_path_factory.mktemp("check points") / "random"
     save(random_model, folder)
@@ -52,7 +52,7 @@ def states_and_gradients(model, items, count: int, read, answers=None):
     left out. `read` takes model, prompts, vision, batch and count."""
     import torch
 
-    from coral_lab.inputs import prompt, see, tokenize
+    from coral_lab.models.inputs import prompt, see, tokenize
 
     prompts = [prompt(model, item) for item in items]
     vision = see(model, prompts)
@@ -68,7 +68,7 @@ def states_and_gradients(model, items, count: int, read, answers=None):
 
 def read_all(model, prompts, vision, batch, count: int):
     """The last `count` of all states that are there."""
-    from coral_lab.inputs import read
+    from coral_lab.models.inputs import read
 
     return read(model, prompts, vision, batch)[:, -count:]
 

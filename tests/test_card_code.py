@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from coral_lab import Condition, Product, Query, encode, load, messages
-from coral_lab.models import DATA, SHIPPED
+from coral_lab.models.loading import DATA, SHIPPED
 from tests import model_card
 
 

@@ -6,12 +6,12 @@ import torch
 from coral_lab import load
 from coral_lab.contrastive import Pair, contrastive_objective, gradients, make_batch
 from coral_lab.coral import CONTRASTIVE, Coral, content, decoders, reconstructions, token_embeddings
-from coral_lab.inputs import pool, see
 from coral_lab.losses import info_nce
 from coral_lab.mini import untrained
-from coral_lab.models import add_lora
+from coral_lab.models.inputs import pool, see
+from coral_lab.models.loading import add_lora
+from coral_lab.models.prefixes import last_states
 from coral_lab.pairs import mini_pairs, pair_sampler
-from coral_lab.reading import last_states
 from coral_lab.stages import corpus
 from coral_lab.training import TrainConfig, train
 

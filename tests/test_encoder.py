@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from qwen_vl_utils import process_vision_info
 
-from coral_lab import Condition, ItemError, Product, Query, encode, inputs, load, messages
+from coral_lab import Condition, ItemError, Product, Query, encode, load, messages
 from coral_lab import encoder as encoder_module
+from coral_lab.models import inputs
 from tests.conftest import noise
 
 
@@ -32,7 +33,7 @@ def plain(random_folder):
     """The same checkpoint loaded by transformers alone."""
     from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
-    from coral_lab.models import Model
+    from coral_lab.models.loading import Model
 
     network = Qwen2_5_VLForConditionalGeneration.from_pretrained(random_folder, dtype="auto")
     return Model("plain", network.eval(), AutoProcessor.from_pretrained(random_folder))

@@ -6,8 +6,8 @@ import torch
 
 from coral_lab import ItemError, Product
 from coral_lab.coral import Coral, decoders, load_decoders
-from coral_lab.inputs import prompt, see
-from coral_lab.models import CheckpointError
+from coral_lab.models.inputs import prompt, see
+from coral_lab.models.loading import CheckpointError
 from coral_lab.rebuilding import CELL, HIDDEN, _cells, _nearest, rebuild
 from coral_lab.training import TrainConfig, train
 from tests.conftest import noise

@@ -19,7 +19,6 @@ from safetensors.torch import load_file
 from coral_lab import encode, load, stages
 from coral_lab.catalogue import ATTRIBUTES, named_in_title, stated
 from coral_lab.coral import Coral, decoders
-from coral_lab.inputs import pool, prompt, see
 from coral_lab.lessons import (
     SLOTS,
     answer_loss,
@@ -29,8 +28,9 @@ from coral_lab.lessons import (
     summary_loss,
     title_lesson,
 )
-from coral_lab.models import add_lora, best_device
-from coral_lab.reading import last_states
+from coral_lab.models.inputs import pool, prompt, see
+from coral_lab.models.loading import add_lora, best_device
+from coral_lab.models.prefixes import last_states
 from coral_lab.stages import DEFAULTS, RECIPE, Mixture, base_objective, disputed, run, run_all
 from coral_lab.training import Step, TrainConfig, backward, learning_rate, train
 

@@ -15,9 +15,9 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from coral_lab.images import ItemError
-from coral_lab.inputs import Prompt, Vision, look, token_ids
-from coral_lab.models import Model
-from coral_lab.pixels import Pixel, key
+from coral_lab.models.inputs import Prompt, Vision, look, token_ids
+from coral_lab.models.loading import Model
+from coral_lab.models.pixels import Pixel, key
 
 KEPT = 2**29
 """Bytes of features that wait for prompts to come."""

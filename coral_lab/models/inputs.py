@@ -18,8 +18,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from coral_lab import augment
 from coral_lab.images import ItemError, Picture
 from coral_lab.interleaved import Format, Product, Query, name_of, parts
-from coral_lab.models import Model
-from coral_lab.pixels import Pixel, key
+from coral_lab.models.loading import Model
+from coral_lab.models.pixels import Pixel, key
 
 Item = Product | Query | Sequence[dict]
 """What can be encoded: a product, a query, or chat messages as the model card builds them."""

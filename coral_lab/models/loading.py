@@ -13,12 +13,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
-from coral_lab import cpu_attention, cpu_linear, html, vision
+from coral_lab import html
 from coral_lab.errors import WorkbenchError
 from coral_lab.hub import HubError, download
-from coral_lab.pixels import Pixels
+from coral_lab.models import cpu_attention, cpu_linear
+from coral_lab.models import window_attention as vision
+from coral_lab.models.pixels import Pixels
 
-DATA = Path(__file__).resolve().parent.parent / "data"
+DATA = Path(__file__).resolve().parents[2] / "data"
 SHIPPED = {
     "mini": "coral-mini",
     "mini-contrastive": "coral-mini-contrastive",

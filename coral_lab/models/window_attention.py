@@ -12,7 +12,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from coral_lab.cpu_linear import linear
+from coral_lab.models.cpu_linear import linear
 
 # transformers hands `cu_seqlens` only to implementations with "flash" in their name.
 NAME = "windows_in_flash_layout"

@@ -9,9 +9,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from coral_lab import cpu_linear, encode, load
-from coral_lab.cpu_linear import CACHES, FEWEST, Linear, linear
-from coral_lab.models import add_lora
+from coral_lab import encode, load
+from coral_lab.models import cpu_linear
+from coral_lab.models.cpu_linear import CACHES, FEWEST, Linear, linear
+from coral_lab.models.loading import add_lora
 
 needs_it = pytest.mark.skipif(not cpu_linear.HERE, reason="no oneDNN on this machine")
 

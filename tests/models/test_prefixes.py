@@ -8,11 +8,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coral_lab import Condition, Query, reading
-from coral_lab.inputs import last, prompt, read, see, tokenize
+from coral_lab import Condition, Query
 from coral_lab.lessons import product_lesson, query_lesson
-from coral_lab.models import add_lora, load
-from coral_lab.reading import last_states, read_last
+from coral_lab.models import prefixes as reading
+from coral_lab.models.inputs import last, prompt, read, see, tokenize
+from coral_lab.models.loading import add_lora, load
+from coral_lab.models.prefixes import last_states, read_last
 from tests.conftest import assert_same_gradients, noise, read_all, states_and_gradients
 
 

@@ -5,9 +5,9 @@ import threading
 import pytest
 import torch
 
-from coral_lab.inputs import prompt, read, see, tokenize
-from coral_lab.last_layer import only_last
-from coral_lab.models import add_lora, load
+from coral_lab.models.inputs import prompt, read, see, tokenize
+from coral_lab.models.last_layer import only_last
+from coral_lab.models.loading import add_lora, load
 from tests.conftest import assert_same_gradients, read_all, states_and_gradients
 
 

@@ -12,8 +12,8 @@ from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundEr
 from safetensors.torch import load_file, save_file
 
 from coral_lab import encode, hub, load
-from coral_lab import models as models_module
-from coral_lab.models import CheckpointError
+from coral_lab.models import loading as models_module
+from coral_lab.models.loading import CheckpointError
 
 
 @pytest.fixture

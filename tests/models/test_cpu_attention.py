@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from coral_lab import cpu_attention, encode, load
-from coral_lab.models import Model
+from coral_lab import encode, load
+from coral_lab.models import cpu_attention
+from coral_lab.models.loading import Model
 
 SCALE = 0.3
 

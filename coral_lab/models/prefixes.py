@@ -18,10 +18,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchEncoding, DynamicCache
 
-from coral_lab.inputs import Prompt, Vision, tokenize
-from coral_lab.last_layer import only_last
-from coral_lab.models import Model
-from coral_lab.pixels import key
+from coral_lab.models.inputs import Prompt, Vision, tokenize
+from coral_lab.models.last_layer import only_last
+from coral_lab.models.loading import Model
+from coral_lab.models.pixels import key
 
 WORTH = 128
 """Tokens that must be saved for a beginning to be read by itself, which is one more call."""

@@ -10,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from coral_lab import Condition, ItemError, Product, Query, batches, encode, inputs
+from coral_lab import Condition, ItemError, Product, Query, encode
 from coral_lab import encoder as encoder_module
-from coral_lab.pixels import USUAL, key
+from coral_lab.models import batching as batches
+from coral_lab.models import inputs
+from coral_lab.models.pixels import USUAL, key
 from tests.conftest import noise
 
 LENGTHS = st.lists(st.integers(1, 50), max_size=30).map(sorted)
