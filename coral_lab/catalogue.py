@@ -16,9 +16,9 @@ from tqdm.auto import tqdm
 
 from coral_lab.cards import cards
 from coral_lab.drawing import Drawing
-from coral_lab.instructions import instruction
 from coral_lab.interleaved import Dataset, Product, Query
 from coral_lab.queries import LISTING_ATTRIBUTES, VARIANT_ATTRIBUTES, Pool, sample_queries, stated
+from coral_lab.sources.instructions import instruction
 from coral_lab.titles import ATTRIBUTES, LANGUAGES, TEXTUAL, VISUAL, named_in_title, retitle, title
 
 __all__ = ["TEXTUAL", "VISUAL", "catalogue", "named_in_title", "retitle", "stated", "write_merit"]

@@ -159,7 +159,7 @@ def _load(options):
 def _data_of(options):
     """MERIT-mini or MERIT; what was skipped is said."""
     from coral_lab.catalogue import catalogue
-    from coral_lab.merit_files import merit
+    from coral_lab.sources.merit import merit
 
     if options.data == "mini":
         return catalogue("mini", options.split)
@@ -317,9 +317,9 @@ def _report(options) -> None:
 
 
 def _download(options) -> None:
-    from coral_lab.hub import download
-    from coral_lab.merit_files import files
     from coral_lab.models.loading import FILES
+    from coral_lab.sources.hub import download
+    from coral_lab.sources.merit import files
 
     if not (options.model or options.data):
         raise ValueError("nothing to download; name --model Bia/CORAL, --data WeiChow/merit or both")

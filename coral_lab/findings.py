@@ -15,9 +15,9 @@ from scipy.stats import binomtest
 
 from coral_lab.catalogue import catalogue
 from coral_lab.experiments import RESULTS, hits_of, read
-from coral_lab.merit_files import out_of_distribution
 from coral_lab.metrics import Estimate, crossed_change, crossed_estimate, estimate, holm, paired_difference
 from coral_lab.models.loading import DATA
+from coral_lab.sources.merit import out_of_distribution
 
 PUBLISHED = DATA / "published-findings.csv"
 REPLICATED, NOT_REPLICATED, NOT_TESTABLE = "replicated", "not replicated", "not testable at this scale"

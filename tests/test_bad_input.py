@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from coral_lab import ItemError, Product
 from coral_lab.images import open_image
 from coral_lab.interleaved import Dataset
-from coral_lab.merit_files import read_queries
+from coral_lab.sources.merit import read_queries
 from tests.conftest import noise
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "ICO", "PPM")

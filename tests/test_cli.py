@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from coral_lab import cli, encode, hub, load, trials
+from coral_lab import cli, encode, load, trials
 from coral_lab.cli import main
 from coral_lab.demo import demo
+from coral_lab.sources import hub
 
 
 def test_evaluate_writes_metrics_run_and_breakdown(random_folder, tmp_path, capsys):

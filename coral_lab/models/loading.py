@@ -15,10 +15,10 @@ from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration, Qwen
 
 from coral_lab import html
 from coral_lab.errors import WorkbenchError
-from coral_lab.hub import HubError, download
 from coral_lab.models import cpu_attention, cpu_linear
 from coral_lab.models import window_attention as vision
 from coral_lab.models.pixels import Pixels
+from coral_lab.sources.hub import HubError, download
 
 DATA = Path(__file__).resolve().parents[2] / "data"
 SHIPPED = {

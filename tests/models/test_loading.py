@@ -11,9 +11,10 @@ import torch
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 from safetensors.torch import load_file, save_file
 
-from coral_lab import encode, hub, load
+from coral_lab import encode, load
 from coral_lab.models import loading as models_module
 from coral_lab.models.loading import CheckpointError
+from coral_lab.sources import hub
 
 
 @pytest.fixture

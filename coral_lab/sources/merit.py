@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from coral_lab.hub import download
 from coral_lab.images import ItemError
-from coral_lab.instructions import read_instruction
 from coral_lab.interleaved import Condition, Dataset, Product, Query
-from coral_lab.rows import PictureFile, StoredPicture
+from coral_lab.sources.hub import download
+from coral_lab.sources.instructions import read_instruction
+from coral_lab.sources.parquet_pictures import PictureFile, StoredPicture
 
 HUB = "WeiChow/merit"
 SPLITS = ("train", "test")
