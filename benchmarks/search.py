@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from table import keep, megabytes, profiled, ratios, row
 
-from coral_lab.search import prepare, top_k
+from coral_lab.store.topk import prepare, top_k
 
 COUNT, DIM, CENTRES, QUERIES, K, RUNS = 51_177, 2048, 2000, 2000, 10, 7
 

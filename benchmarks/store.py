@@ -12,7 +12,7 @@ import time
 import numpy as np
 from table import keep, megabytes, row
 
-from coral_lab.vectors import Row, Vectors
+from coral_lab.store.tables import Row, Vectors
 
 COUNT, DIM, BATCH, SEARCHES = 51_177, 2048, 4096, 10
 

@@ -16,7 +16,6 @@ import torch
 from jaxtyping import Float32
 from tqdm.auto import tqdm
 
-from coral_lab import fingerprints
 from coral_lab.images import ItemError, jpeg
 from coral_lab.interleaved import Format, Product, Query
 from coral_lab.models import batching as batches
@@ -25,7 +24,8 @@ from coral_lab.models.inputs import Item, Prompt, pool, prompt
 from coral_lab.models.loading import Model
 from coral_lab.models.pixels import key
 from coral_lab.models.prefixes import last_states
-from coral_lab.vectors import Row, Vectors
+from coral_lab.store import fingerprints
+from coral_lab.store.tables import Row, Vectors
 
 log = logging.getLogger(__name__)
 

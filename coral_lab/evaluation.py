@@ -18,7 +18,7 @@ from coral_lab.images import ItemError
 from coral_lab.interleaved import Format, Product, Query, name_of
 from coral_lab.metrics import Estimate
 from coral_lab.models.loading import Model
-from coral_lab.search import Pool, prepare, top_k
+from coral_lab.store.topk import Pool, prepare, top_k
 
 METRICS = ("R@1", "R@5", "R@10", "MRR@10", "nDCG@10")
 

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Int64
 from scipy.stats import skew
 
-from coral_lab.search import top_k
+from coral_lab.store.topk import top_k
 
 Rows = Float32[np.ndarray, "row dim"]
 Map = Float[np.ndarray, "row 2"]

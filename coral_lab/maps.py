@@ -20,7 +20,7 @@ from coral_lab import geometry, html
 from coral_lab.hits import Gallery
 from coral_lab.interleaved import Product, Query
 from coral_lab.plots import PALETTE, SYMBOLS
-from coral_lab.search import top_k
+from coral_lab.store.topk import top_k
 from coral_lab.widgets import LABELLED, Frozen, Message, button, live_figure, wrapped
 
 SHOWN = 24  # products in the gallery

@@ -8,7 +8,7 @@ import pytest
 
 from coral_lab import Condition, ItemError, Product, Query, encode, evaluate, evaluation, index
 from coral_lab.evaluation import Index, ranking
-from coral_lab.search import top_k
+from coral_lab.store.topk import top_k
 
 
 @pytest.fixture(scope="module")

@@ -47,11 +47,11 @@ def imported(source: str, modules=tuple(MODULES)) -> set[str]:
 @pytest.mark.parametrize(
     ("source", "expected"),
     [
-        ("import coral_lab.search", {"search"}),
+        ("import coral_lab.store.topk", {"search"}),
         ("import coral_lab as cl", {"__init__"}),
         ("from coral_lab import html, load", {"html", "__init__"}),
-        ("from coral_lab.search import top_k", {"search"}),
-        ("def f():\n    if True:\n        from coral_lab.search import top_k", {"search"}),
+        ("from coral_lab.store.topk import top_k", {"search"}),
+        ("def f():\n    if True:\n        from coral_lab.store.topk import top_k", {"search"}),
         ("from . import html", {"html"}),
         ("from .search import top_k", {"search"}),
         ("import numpy, html\nfrom search import top_k\nfrom coral_lab_extra import html", set()),

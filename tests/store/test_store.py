@@ -16,11 +16,12 @@ import torch
 from pyarrow import parquet
 
 import coral_lab as cl
-from coral_lab import ItemError, Product, encode, fingerprints, load, open_store
+from coral_lab import ItemError, Product, encode, load, open_store
 from coral_lab import encoder as encoder_module
-from coral_lab.search import top_k
-from coral_lab.store import recall
-from coral_lab.vectors import MARKER, Row, StoreError, Vectors
+from coral_lab.store import fingerprints
+from coral_lab.store.store import recall
+from coral_lab.store.tables import MARKER, Row, StoreError, Vectors
+from coral_lab.store.topk import top_k
 from tests.conftest import noise
 
 
@@ -249,7 +250,7 @@ def test_a_commit_replaces_rows_of_the_same_name(folder):
 
 
 def test_nearest_agrees_with_top_k_over_many_batches(folder, monkeypatch):
-    monkeypatch.setattr("coral_lab.vectors._BATCH", 7)
+    monkeypatch.setattr("coral_lab.store.tables._BATCH", 7)
     own = np.random.default_rng(0).standard_normal((50, 4)).astype(np.float32)
     own[10] = own[30]  # a tie
     table = vectors(folder)
@@ -267,7 +268,7 @@ def test_the_approximate_index_is_for_many_rows_and_its_recall_is_measured(folde
     table.commit(rows(*map(str, range(3000))), own / np.linalg.norm(own, axis=1, keepdims=True))
     with pytest.raises(ValueError, match="100,000 or more"):
         table.make_index()
-    monkeypatch.setattr("coral_lab.vectors.ANN_FROM", 1000)
+    monkeypatch.setattr("coral_lab.store.tables.ANN_FROM", 1000)
     table.make_index()
     assert recall(table, sample=20) > 0.8
 

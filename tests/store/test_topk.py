@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coral_lab import search
-from coral_lab.search import top_k
+from coral_lab.store import topk as search
+from coral_lab.store.topk import top_k
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -26,7 +26,7 @@ from jaxtyping import Float32
 from lancedb.index import IvfFlat
 
 from coral_lab.errors import WorkbenchError
-from coral_lab.search import top_k
+from coral_lab.store.topk import top_k
 
 VERSION = 1
 MARKER = "coral_lab"  # the table that says of which version a store is

@@ -14,7 +14,7 @@ from coral_lab.hits import Hits, hits
 from coral_lab.images import ItemError
 from coral_lab.interleaved import Format, Product, Query
 from coral_lab.models.loading import Model
-from coral_lab.vectors import Row, Vectors, schema
+from coral_lab.store.tables import Row, Vectors, schema
 
 PRODUCTS = "kind = 'product'"
 
