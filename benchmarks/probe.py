@@ -7,7 +7,7 @@ import pandas as pd
 
 from coral_lab import catalogue, load
 from coral_lab.models.loading import DATA
-from coral_lab.probing import probe_checkpoint
+from coral_lab.study.probing import probe_checkpoint
 
 if __name__ == "__main__":
     train, test = catalogue("mini", "train"), catalogue("mini", "test")

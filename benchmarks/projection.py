@@ -15,7 +15,7 @@ from search import COUNT, alternately, clustered
 from table import keep, profiled, ratios, row
 from umap import UMAP
 
-from coral_lab.geometry import neighbours, trustworthiness, umap
+from coral_lab.study.geometry import neighbours, trustworthiness, umap
 
 RUNS, NEIGHBOURS = 5, 15
 

@@ -8,10 +8,10 @@ import ipywidgets as widgets
 import pandas as pd
 
 from coral_lab import html
-from coral_lab.ablations import Intervention, attribution, dropped, neutralised
 from coral_lab.evaluation import Index
 from coral_lab.interleaved import Format, Query
-from coral_lab.plots import matrix
+from coral_lab.study.plots import matrix
+from coral_lab.study.sweeps import Intervention, attribution, dropped, neutralised
 from coral_lab.widgets import LABELLED, Frozen, Message
 
 HOW: Mapping[str, Intervention] = MappingProxyType(

@@ -16,11 +16,12 @@ import plotly.graph_objects as go
 from jaxtyping import Bool, Float, Float32, UInt8
 from plotly.colors import sample_colorscale
 
-from coral_lab import geometry, html
+from coral_lab import html
 from coral_lab.hits import Gallery
 from coral_lab.interleaved import Product, Query
-from coral_lab.plots import PALETTE, SYMBOLS
 from coral_lab.store.topk import top_k
+from coral_lab.study import geometry
+from coral_lab.study.plots import PALETTE, SYMBOLS
 from coral_lab.widgets import LABELLED, Frozen, Message, button, live_figure, wrapped
 
 SHOWN = 24  # products in the gallery

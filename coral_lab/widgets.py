@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 from IPython.display import HTML, display
 
 from coral_lab import html
-from coral_lab.plots import PALETTE, curves
+from coral_lab.study.plots import PALETTE, curves
 
 LABELLED = {"description_width": "initial"}
 """A style that gives a control's label the room it needs."""

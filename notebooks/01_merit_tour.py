@@ -37,8 +37,8 @@ import plotly.express as px
 import coral_lab as cl
 from coral_lab.catalogue import LANGUAGES, retitle
 from coral_lab.hits import Gallery
-from coral_lab.plots import PALETTE
 from coral_lab.sources.merit import OUT_OF_DISTRIBUTION, out_of_distribution
+from coral_lab.study.plots import PALETTE
 
 pd.set_option("display.max_colwidth", None)  # titles in full
 shop = cl.catalogue(DATA, SPLIT) if DATA == "mini" else cl.merit(DATA, SPLIT, on_error="skip")

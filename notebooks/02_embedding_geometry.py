@@ -35,11 +35,11 @@ import numpy as np
 import pandas as pd
 
 import coral_lab as cl
-from coral_lab import geometry
-from coral_lab.comparing import judged
 from coral_lab.evaluation import Index
 from coral_lab.hits import Gallery
-from coral_lab.plots import matrix, scatter
+from coral_lab.study import geometry
+from coral_lab.study.comparison import judged
+from coral_lab.study.plots import matrix, scatter
 
 # %%
 shop = cl.catalogue(DATA) if DATA == "mini" else cl.merit(DATA, on_error="skip")

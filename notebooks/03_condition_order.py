@@ -36,11 +36,11 @@ import numpy as np
 import pandas as pd
 
 import coral_lab as cl
-from coral_lab import ablations
-from coral_lab.comparing import compare, conditions_met, pool_for
 from coral_lab.hits import Gallery
 from coral_lab.metrics import estimate, paired_difference
-from coral_lab.plots import bars, differences, estimates_by, matrix
+from coral_lab.study import sweeps as ablations
+from coral_lab.study.comparison import compare, conditions_met, pool_for
+from coral_lab.study.plots import bars, differences, estimates_by, matrix
 
 # %%
 model = cl.load(MODEL)

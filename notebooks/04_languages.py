@@ -34,13 +34,13 @@ import pandas as pd
 from sklearn.neighbors import NearestCentroid
 
 import coral_lab as cl
-from coral_lab import geometry
-from coral_lab.ablations import apply, code_switched, translated
 from coral_lab.catalogue import LANGUAGES, retitle
-from coral_lab.comparing import conditions_met, first_hits, judged, pool_for
 from coral_lab.evaluation import Index
 from coral_lab.metrics import estimate, holm, paired_difference
-from coral_lab.plots import bars, differences, matrix, scatter
+from coral_lab.study import geometry
+from coral_lab.study.comparison import conditions_met, first_hits, judged, pool_for
+from coral_lab.study.plots import bars, differences, matrix, scatter
+from coral_lab.study.sweeps import apply, code_switched, translated
 
 # %%
 model, shop = cl.load(MODEL), cl.catalogue("mini")

@@ -34,14 +34,14 @@ import pandas as pd
 from IPython.display import HTML
 
 import coral_lab as cl
-from coral_lab.comparing import pool_for
 from coral_lab.experiments import RESULTS, hits_of, read
 from coral_lab.findings import Effect, findings, verdict
 from coral_lab.metrics import Estimate, crossed_estimate, estimate
-from coral_lab.mistakes import KINDS, SEEN, mistakes, worst
 from coral_lab.models.loading import DATA as SHIPPED_DATA
-from coral_lab.plots import bars, beside_published
 from coral_lab.sources.merit import OUT_OF_DISTRIBUTION, out_of_distribution
+from coral_lab.study.comparison import pool_for
+from coral_lab.study.mistakes import KINDS, SEEN, mistakes, worst
+from coral_lab.study.plots import bars, beside_published
 
 # %% [markdown]
 # ## 1. What would count as a replication?

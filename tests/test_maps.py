@@ -5,10 +5,11 @@ import pandas as pd
 import pytest
 
 import coral_lab as cl
-from coral_lab import geometry, html
+from coral_lab import html
 from coral_lab.interleaved import Product
 from coral_lab.maps import LOOKS, NUMBERS, NeighbourhoodMap, side_by_side
-from coral_lab.plots import SYMBOLS
+from coral_lab.study import geometry
+from coral_lab.study.plots import SYMBOLS
 
 NEAR, TORN, RIGHT, STARS = 1, 2, 3, 4
 

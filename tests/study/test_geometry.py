@@ -9,7 +9,7 @@ from scipy.spatial.distance import cdist
 from sklearn.manifold import trustworthiness
 from sklearn.neighbors import NearestNeighbors
 
-from coral_lab import geometry
+from coral_lab.study import geometry
 
 
 def sphere(count, dim, seed=0):

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from coral_lab.metrics import Estimate
-from coral_lab.plots import PALETTE, bars, curves, differences, estimates_by, matrix, scatter
+from coral_lab.study.plots import PALETTE, bars, curves, differences, estimates_by, matrix, scatter
 from coral_lab.widgets import LivePlot
 
 ROWS = [

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from coral_lab import Condition, ItemError, Product, Query, encode, index
-from coral_lab.ablations import (
+from coral_lab.evaluation import Index
+from coral_lab.interleaved import describe, parts
+from coral_lab.study.sweeps import (
     apply,
     attribution,
     captioned,
@@ -24,8 +26,6 @@ from coral_lab.ablations import (
     text_only,
     translated,
 )
-from coral_lab.evaluation import Index
-from coral_lab.interleaved import describe, parts
 
 
 @pytest.fixture(scope="module")
@@ -231,7 +231,7 @@ def test_a_condition_is_heeded_where_it_adds_more_to_what_meets_it(pool, monkeyp
     index = Index(pool.model, products, np.eye(3, dtype=np.float32))
     items = [query, *(edited for _, edited in dropped(query))]
     monkeypatch.setattr(
-        "coral_lab.ablations.encode", lambda _, asked, **__: scores[[items.index(q) for q in asked]]
+        "coral_lab.study.sweeps.encode", lambda _, asked, **__: scores[[items.index(q) for q in asked]]
     )
     table = heeded(index, [query]).set_index("attribute")
     assert table.loc["color", "gain"] == pytest.approx((0.3 + 0.1) / 2 - -0.2)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from coral_lab.catalogue import catalogue
-from coral_lab.probing import probe, probe_checkpoint
+from coral_lab.study.probing import probe, probe_checkpoint
 
 
 def test_probes_find_what_is_there_and_only_that():

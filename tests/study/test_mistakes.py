@@ -5,7 +5,7 @@ import pytest
 
 from coral_lab import Condition, Product, Query
 from coral_lab.evaluation import Result
-from coral_lab.mistakes import KINDS, mistakes
+from coral_lab.study.mistakes import KINDS, mistakes
 
 FACTS = {"color": "red", "brand": "alpa", "material": "wool"}
 

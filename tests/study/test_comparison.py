@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from coral_lab import Condition, Product, Query, encode, evaluate, index
-from coral_lab.comparing import compare, conditions_met, first_hits, judged, pool_for
 from coral_lab.metrics import paired_difference
+from coral_lab.study.comparison import compare, conditions_met, first_hits, judged, pool_for
 
 
 @pytest.fixture(scope="module")
