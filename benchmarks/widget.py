@@ -6,7 +6,7 @@ python benchmarks/widget.py        the target is 300 ms; half a minute on an idl
 from table import keep, profiled, row
 
 import coral_lab as cl
-from coral_lab.bench import QueryBench
+from coral_lab.widgets.query_bench import QueryBench
 
 if __name__ == "__main__":
     shop = cl.catalogue("mini")

@@ -31,10 +31,10 @@ SEED = 0
 import pandas as pd
 
 import coral_lab as cl
-from coral_lab.bench import QueryBench, as_python
-from coral_lab.contributions import AttributionView
-from coral_lab.maps import NeighbourhoodMap, side_by_side
 from coral_lab.study import geometry
+from coral_lab.widgets.attribution_view import AttributionView
+from coral_lab.widgets.neighbourhood_map import NeighbourhoodMap, side_by_side
+from coral_lab.widgets.query_bench import QueryBench, as_python
 
 pd.set_option("display.max_colwidth", None)  # queries and titles in full
 shop = cl.catalogue(DATA) if DATA == "mini" else cl.merit(DATA, on_error="skip")

@@ -51,7 +51,7 @@ from coral_lab.study.comparison import pool_for
 from coral_lab.study.plots import curves
 from coral_lab.training import TrainConfig, train
 from coral_lab.trials import ARMS
-from coral_lab.widgets import LivePlot
+from coral_lab.widgets.parts import LivePlot
 
 # %% [markdown]
 # ## 1. Contrastive: the right answer must stand out

@@ -37,12 +37,12 @@ import pandas as pd
 from IPython.display import HTML
 
 import coral_lab as cl
-from coral_lab.bench import right_answers
 from coral_lab.interleaved import AS_IMAGE, parts, seq
 from coral_lab.metrics import estimate, paired_difference, reciprocal_rank
 from coral_lab.study.comparison import compare, conditions_met, first_hits, judged, pool_for
 from coral_lab.study.plots import bars, differences, estimates_by
 from coral_lab.study.sweeps import sweep
+from coral_lab.widgets.query_bench import right_answers
 
 # %%
 model = cl.load(MODEL)

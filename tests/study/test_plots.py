@@ -6,7 +6,7 @@ import pytest
 
 from coral_lab.metrics import Estimate
 from coral_lab.study.plots import PALETTE, bars, curves, differences, estimates_by, matrix, scatter
-from coral_lab.widgets import LivePlot
+from coral_lab.widgets.parts import LivePlot
 
 ROWS = [
     {"step": 1, "seconds": 0.1, "contrastive": 4.0, "reg vision": 1.0, "learning_rate": 1e-3},

@@ -4,8 +4,8 @@ import pytest
 
 import coral_lab as cl
 from coral_lab import index
-from coral_lab.bench import QueryBench, as_python, right_answers
 from coral_lab.interleaved import FORMATS
+from coral_lab.widgets.query_bench import QueryBench, as_python, right_answers
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +181,7 @@ def test_an_error_is_shown_and_leaves_the_bench_as_it_was(bench, monkeypatch):
 
     before, ranking, steps = looks(bench), shown(bench), len(bench.steps)
     with monkeypatch.context() as broken:
-        broken.setattr("coral_lab.bench.Index.search", fail)
+        broken.setattr("coral_lab.widgets.query_bench.Index.search", fail)
         bench.text.value = " in blue."
         assert 'role="alert"' in bench.message.value
         assert "out of &lt;memory&gt;" in bench.message.value

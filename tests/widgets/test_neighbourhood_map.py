@@ -7,9 +7,9 @@ import pytest
 import coral_lab as cl
 from coral_lab import html
 from coral_lab.interleaved import Product
-from coral_lab.maps import LOOKS, NUMBERS, NeighbourhoodMap, side_by_side
 from coral_lab.study import geometry
 from coral_lab.study.plots import SYMBOLS
+from coral_lab.widgets.neighbourhood_map import LOOKS, NUMBERS, NeighbourhoodMap, side_by_side
 
 NEAR, TORN, RIGHT, STARS = 1, 2, 3, 4
 

@@ -12,7 +12,7 @@ from coral_lab.evaluation import Index
 from coral_lab.interleaved import Format, Query
 from coral_lab.study.plots import matrix
 from coral_lab.study.sweeps import Intervention, attribution, dropped, neutralised
-from coral_lab.widgets import LABELLED, Frozen, Message
+from coral_lab.widgets.parts import LABELLED, Frozen, Message
 
 HOW: Mapping[str, Intervention] = MappingProxyType(
     {"leaving it out": dropped, "emptying its reference": neutralised}

@@ -22,7 +22,7 @@ from coral_lab.interleaved import Product, Query
 from coral_lab.store.topk import top_k
 from coral_lab.study import geometry
 from coral_lab.study.plots import PALETTE, SYMBOLS
-from coral_lab.widgets import LABELLED, Frozen, Message, button, live_figure, wrapped
+from coral_lab.widgets.parts import LABELLED, Frozen, Message, button, live_figure, wrapped
 
 SHOWN = 24  # products in the gallery
 LOOKS = len(PALETTE) * len(SYMBOLS)  # labels that can be told apart

@@ -17,8 +17,8 @@ from coral_lab.catalogue import LANGUAGES
 from coral_lab.evaluation import Index
 from coral_lab.hits import Hits
 from coral_lab.interleaved import AS_IMAGE, FORMATS, Condition, Format, Product, Query
-from coral_lab.picker import Picker
-from coral_lab.widgets import LABELLED, Frozen, Message, button, wrapped
+from coral_lab.widgets.parts import LABELLED, Frozen, Message, button, wrapped
+from coral_lab.widgets.picker import Picker
 
 DEPTH = 100  # ranks that a pinned ranking remembers
 

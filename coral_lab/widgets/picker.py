@@ -7,7 +7,7 @@ import ipywidgets as widgets
 
 from coral_lab import html
 from coral_lab.interleaved import Product
-from coral_lab.widgets import LABELLED, Message, button, wrapped
+from coral_lab.widgets.parts import LABELLED, Message, button, wrapped
 
 PAGE = 12  # products seen at once
 ANY = ("any class", "any language")
