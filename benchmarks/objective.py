@@ -14,9 +14,9 @@ from table import keep, megabytes, ratios, row
 
 from coral_lab import load
 from coral_lab.catalogue import catalogue
-from coral_lab.contrastive import gradients, make_batch
-from coral_lab.coral import CONTRASTIVE, Coral, decoders
-from coral_lab.pairs import mini_pairs, pair_sampler
+from coral_lab.training.contrastive import gradients, make_batch
+from coral_lab.training.pairs import mini_pairs, pair_sampler
+from coral_lab.training.reconstruction import CONTRASTIVE, Coral, decoders
 
 RUNS, CHUNK = 9, 32
 OBJECTIVES = {"contrastive": CONTRASTIVE, "coral": Coral()}

@@ -20,11 +20,11 @@ from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
 from coral_lab import Product, load, messages
 from coral_lab.catalogue import catalogue
-from coral_lab.contrastive import Pair, contrastive_objective
-from coral_lab.coral import CONTRASTIVE, decoders
 from coral_lab.models.loading import DATA
-from coral_lab.pairs import pair_sampler, plain_pairs
-from coral_lab.training import TrainConfig, learning_rate, train
+from coral_lab.training.contrastive import Pair, contrastive_objective
+from coral_lab.training.loop import TrainConfig, learning_rate, train
+from coral_lab.training.pairs import pair_sampler, plain_pairs
+from coral_lab.training.reconstruction import CONTRASTIVE, decoders
 
 NAME, BATCH, RUNS, WARM = "mini-base", 128, 7, 1
 CONFIG = TrainConfig(steps=RUNS + WARM, warmup=4, weight_decay=0.0, checkpoint_every=1000)

@@ -71,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, kind in CONFIG.items():
         train.add_argument(f"--{name.replace('_', '-')}", type=kind)
     for name in CORAL:
-        train.add_argument(f"--{name.replace('_', '-')}", type=float, help="see coral_lab.coral.Coral")
+        train.add_argument(f"--{name.replace('_', '-')}", type=float, help="see coral_lab.training.reconstruction.Coral")
     train.add_argument("--batch-size", type=_positive, help="pairs a step; 128 by default")
     train.add_argument(
         "--chunk", type=_positive, help="pairs in memory at a time (GradCache); all by default"
@@ -242,10 +242,10 @@ def _encode(options) -> None:
 
 
 def _train(options) -> None:
-    from coral_lab import parallel
-    from coral_lab.coral import CONTRASTIVE, Coral
     from coral_lab.models.loading import load
     from coral_lab.stages import DEFAULTS, run, run_all
+    from coral_lab.training import distributed as parallel
+    from coral_lab.training.reconstruction import CONTRASTIVE, Coral
 
     parallel.start()  # before the model is loaded: each process has a device of its own
 

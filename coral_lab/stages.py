@@ -10,10 +10,7 @@ from functools import partial
 from pathlib import Path
 from random import Random
 
-from coral_lab import parallel
 from coral_lab.catalogue import LANGUAGES, catalogue, named_in_title, retitle
-from coral_lab.contrastive import contrastive_objective
-from coral_lab.coral import CONTRASTIVE, Coral, decoders
 from coral_lab.evaluation import evaluate
 from coral_lab.interleaved import Dataset, Product, Query, parts
 from coral_lab.lessons import (
@@ -29,8 +26,11 @@ from coral_lab.lessons import (
 from coral_lab.mini import untrained
 from coral_lab.models.inputs import prompt
 from coral_lab.models.loading import Model, add_lora, best_device, load
-from coral_lab.pairs import fewer, mini_pairs, pair_sampler, translated, varied
-from coral_lab.training import Objective, Step, TrainConfig, backward, train
+from coral_lab.training import distributed as parallel
+from coral_lab.training.contrastive import contrastive_objective
+from coral_lab.training.loop import Objective, Step, TrainConfig, backward, train
+from coral_lab.training.pairs import fewer, mini_pairs, pair_sampler, translated, varied
+from coral_lab.training.reconstruction import CONTRASTIVE, Coral, decoders
 
 
 @dataclass(frozen=True)

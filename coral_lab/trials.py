@@ -15,18 +15,18 @@ from random import Random
 import pandas as pd
 
 from coral_lab.catalogue import LANGUAGES, catalogue, stated
-from coral_lab.contrastive import contrastive_objective
-from coral_lab.coral import CONTRASTIVE, Coral, decoders
 from coral_lab.evaluation import evaluate, index
 from coral_lab.experiments import RESULTS, WORK, Cell, Measured, ranked, run
 from coral_lab.interleaved import FORMATS, Dataset, Query
 from coral_lab.models.loading import Model, add_lora, load
-from coral_lab.pairs import mini_pairs, pair_sampler
 from coral_lab.sources.merit import OUT_OF_DISTRIBUTION, out_of_distribution
 from coral_lab.store import fingerprints
 from coral_lab.study.mistakes import mistakes
 from coral_lab.study.sweeps import dropped, shown_by, swapped, sweep
-from coral_lab.training import TrainConfig, train
+from coral_lab.training.contrastive import contrastive_objective
+from coral_lab.training.loop import TrainConfig, train
+from coral_lab.training.pairs import mini_pairs, pair_sampler
+from coral_lab.training.reconstruction import CONTRASTIVE, Coral, decoders
 
 
 @dataclass(frozen=True)

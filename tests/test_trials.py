@@ -7,11 +7,11 @@ import pytest
 
 from coral_lab import trials
 from coral_lab.catalogue import catalogue, stated
-from coral_lab.coral import CONTRASTIVE, Coral
 from coral_lab.experiments import read
 from coral_lab.models.loading import load
-from coral_lab.pairs import mini_pairs, pair_sampler
 from coral_lab.sources.merit import OUT_OF_DISTRIBUTION, out_of_distribution
+from coral_lab.training.pairs import mini_pairs, pair_sampler
+from coral_lab.training.reconstruction import CONTRASTIVE, Coral
 from coral_lab.trials import ARMS, Arm, conditions, errors, formats, held_back, train_and_measure
 
 

@@ -15,11 +15,11 @@ from torch.nn.functional import normalize
 from transformers import BatchEncoding
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from coral_lab import augment
 from coral_lab.images import ItemError, Picture
 from coral_lab.interleaved import Format, Product, Query, name_of, parts
 from coral_lab.models.loading import Model
 from coral_lab.models.pixels import Pixel, key
+from coral_lab.training import augment
 
 Item = Product | Query | Sequence[dict]
 """What can be encoded: a product, a query, or chat messages as the model card builds them."""

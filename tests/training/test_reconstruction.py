@@ -5,9 +5,16 @@ import torch
 from torch.nn.functional import layer_norm
 
 from coral_lab import Product
-from coral_lab.coral import CONTRASTIVE, Coral, content, decoders, reconstructions, token_embeddings
 from coral_lab.images import ItemError
 from coral_lab.models.inputs import prompt, read, see, tokenize
+from coral_lab.training.reconstruction import (
+    CONTRASTIVE,
+    Coral,
+    content,
+    decoders,
+    reconstructions,
+    token_embeddings,
+)
 from tests.conftest import noise
 
 

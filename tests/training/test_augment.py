@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from coral_lab import augment
+from coral_lab.training import augment
 from tests.conftest import noise
 
 

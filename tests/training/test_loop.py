@@ -18,7 +18,6 @@ from safetensors.torch import load_file
 
 from coral_lab import encode, load, stages
 from coral_lab.catalogue import ATTRIBUTES, named_in_title, stated
-from coral_lab.coral import Coral, decoders
 from coral_lab.lessons import (
     SLOTS,
     answer_loss,
@@ -32,7 +31,8 @@ from coral_lab.models.inputs import pool, prompt, see
 from coral_lab.models.loading import add_lora, best_device
 from coral_lab.models.prefixes import last_states
 from coral_lab.stages import DEFAULTS, RECIPE, Mixture, base_objective, disputed, run, run_all
-from coral_lab.training import Step, TrainConfig, backward, learning_rate, train
+from coral_lab.training.loop import Step, TrainConfig, backward, learning_rate, train
+from coral_lab.training.reconstruction import Coral, decoders
 
 
 def weights(folder):
@@ -329,7 +329,7 @@ def test_a_step_of_the_base_depends_on_its_number_alone(random_model, shop):
 
 def test_lessons_that_cannot_be_shared_are_refused(random_model, shop, monkeypatch):
     objective = base_objective(random_model, shop, TrainConfig(steps=10), [Mixture(1.0, pictures=3)])
-    monkeypatch.setattr("coral_lab.parallel.world_size", lambda: 2)
+    monkeypatch.setattr("coral_lab.training.distributed.world_size", lambda: 2)
     with pytest.raises(ValueError, match="a batch of 3 for 2 processes"):
         objective(0)
 
@@ -396,7 +396,7 @@ def test_all_of_coral_mini_is_made_and_a_second_run_leaves_it_as_it_is(tmp_path)
 def test_kill_9_in_the_middle_of_base_training_changes_nothing(tmp_path):
     """Ten real steps, killed once after the first checkpoint; the code that `make mini` runs."""
     script = (
-        "import sys; from coral_lab.stages import run; from coral_lab.training import TrainConfig; "
+        "import sys; from coral_lab.stages import run; from coral_lab.training.loop import TrainConfig; "
         "run('base', None, sys.argv[1], TrainConfig(steps=10, warmup=2, checkpoint_every=2, evaluate_every=100))"
     )
     command = [sys.executable, "-c", script]

@@ -21,8 +21,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from coral_lab import parallel
 from coral_lab.models.loading import Model, save
+from coral_lab.training import distributed as parallel
 
 
 @dataclass(frozen=True)

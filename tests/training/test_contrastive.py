@@ -4,16 +4,23 @@ import pytest
 import torch
 
 from coral_lab import load
-from coral_lab.contrastive import Pair, contrastive_objective, gradients, make_batch
-from coral_lab.coral import CONTRASTIVE, Coral, content, decoders, reconstructions, token_embeddings
-from coral_lab.losses import info_nce
 from coral_lab.mini import untrained
 from coral_lab.models.inputs import pool, see
 from coral_lab.models.loading import add_lora
 from coral_lab.models.prefixes import last_states
-from coral_lab.pairs import mini_pairs, pair_sampler
 from coral_lab.stages import corpus
-from coral_lab.training import TrainConfig, train
+from coral_lab.training.contrastive import Pair, contrastive_objective, gradients, make_batch
+from coral_lab.training.loop import TrainConfig, train
+from coral_lab.training.losses import info_nce
+from coral_lab.training.pairs import mini_pairs, pair_sampler
+from coral_lab.training.reconstruction import (
+    CONTRASTIVE,
+    Coral,
+    content,
+    decoders,
+    reconstructions,
+    token_embeddings,
+)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +75,7 @@ def test_a_batch_that_cannot_be_shared_or_cut_is_refused(random_model, pairs, mo
     batch = make_batch(random_model, pairs)
     with pytest.raises(ValueError, match="at least one pair"):
         gradients(random_model, heads, batch, CONTRASTIVE, chunk=0)
-    monkeypatch.setattr("coral_lab.parallel.world_size", lambda: 4)
+    monkeypatch.setattr("coral_lab.training.distributed.world_size", lambda: 4)
     with pytest.raises(ValueError, match="a batch of 6 for 4 processes"):
         gradients(random_model, heads, batch, CONTRASTIVE)
     uneven = [pairs[0], Pair(pairs[1].query, pairs[1].positive)]

@@ -14,15 +14,22 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from coral_lab import parallel
-from coral_lab.coral import Content, Coral, Decoders, content, reconstructions, token_embeddings
 from coral_lab.interleaved import Format, Product, Query
-from coral_lab.losses import info_nce
 from coral_lab.models import cpu_linear
 from coral_lab.models.inputs import Moves, Prompt, Vision, draw_moves, pool, prompt, see
 from coral_lab.models.loading import Model
 from coral_lab.models.prefixes import last_states
-from coral_lab.training import Objective, Step
+from coral_lab.training import distributed as parallel
+from coral_lab.training.loop import Objective, Step
+from coral_lab.training.losses import info_nce
+from coral_lab.training.reconstruction import (
+    Content,
+    Coral,
+    Decoders,
+    content,
+    reconstructions,
+    token_embeddings,
+)
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ import pytest
 
 from coral_lab.catalogue import ATTRIBUTES
 from coral_lab.interleaved import Dataset
-from coral_lab.pairs import fewer, mini_pairs, pair_sampler, plain_pairs, varied
 from coral_lab.queries import stated
 from coral_lab.titles import shown
+from coral_lab.training.pairs import fewer, mini_pairs, pair_sampler, plain_pairs, varied
 
 
 def wanted(query) -> dict[str, str]:

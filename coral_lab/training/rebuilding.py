@@ -14,13 +14,13 @@ from torch import Tensor
 from torch.nn.functional import layer_norm, normalize
 
 from coral_lab import html
-from coral_lab.coral import Decoders, content, token_embeddings
 from coral_lab.images import ItemError, open_image, thumbnail
 from coral_lab.interleaved import Product, Query, name_of
 from coral_lab.models.inputs import Vision, prompt, see
 from coral_lab.models.loading import Model
 from coral_lab.models.pixels import key
 from coral_lab.models.prefixes import last_states
+from coral_lab.training.reconstruction import Decoders, content, token_embeddings
 
 CELL = 48  # pixels of a token's piece of the picture
 HIDDEN = (128, 128, 128)

@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from coral_lab import ItemError, Product
-from coral_lab.coral import Coral, decoders, load_decoders
 from coral_lab.models.inputs import prompt, see
 from coral_lab.models.loading import CheckpointError
-from coral_lab.rebuilding import CELL, HIDDEN, _cells, _nearest, rebuild
-from coral_lab.training import TrainConfig, train
+from coral_lab.training.loop import TrainConfig, train
+from coral_lab.training.rebuilding import CELL, HIDDEN, _cells, _nearest, rebuild
+from coral_lab.training.reconstruction import Coral, decoders, load_decoders
 from tests.conftest import noise
 from tests.test_training import Step, backward
 

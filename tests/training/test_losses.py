@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from coral_lab.losses import info_nce, masked_language_modelling, vision_reconstruction
+from coral_lab.training.losses import info_nce, masked_language_modelling, vision_reconstruction
 
 
 def embeddings(queries: int = 4, candidates: int = 6, dim: int = 5, seed: int = 0) -> list[torch.Tensor]:

@@ -23,11 +23,11 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
 from coral_lab.images import ItemError
-from coral_lab.losses import masked_language_modelling, vision_reconstruction
 from coral_lab.models import cpu_linear
 from coral_lab.models.inputs import Prompt, Vision, tokenize
 from coral_lab.models.loading import CheckpointError, Model
 from coral_lab.models.pixels import key
+from coral_lab.training.losses import masked_language_modelling, vision_reconstruction
 
 
 @dataclass(frozen=True)
