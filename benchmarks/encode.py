@@ -21,11 +21,12 @@ from table import keep, profiled, ratios, row
 from torch.nn.functional import normalize
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
-from coral_lab import Condition, Product, Query, catalogue, encode, load, messages
-from coral_lab.mini import untrained
+from coral_lab import Condition, Product, Query, encode, load, messages
+from coral_lab.mini import catalogue
+from coral_lab.mini.architecture import untrained
+from coral_lab.mini.recipe import corpus
 from coral_lab.models.cpu_linear import linear
 from coral_lab.models.loading import Model, save
-from coral_lab.stages import corpus
 
 RUNS = 5
 SIZES = (280, 308, 336, 364, 392, 420, 448)  # pixels a side

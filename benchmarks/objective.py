@@ -13,7 +13,7 @@ import torch
 from table import keep, megabytes, ratios, row
 
 from coral_lab import load
-from coral_lab.catalogue import catalogue
+from coral_lab.mini.catalogue import catalogue
 from coral_lab.training.contrastive import gradients, make_batch
 from coral_lab.training.pairs import mini_pairs, pair_sampler
 from coral_lab.training.reconstruction import CONTRASTIVE, Coral, decoders

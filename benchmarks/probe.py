@@ -5,7 +5,8 @@ python benchmarks/probe.py        writes data/results/probes.csv; about a minute
 
 import pandas as pd
 
-from coral_lab import catalogue, load
+from coral_lab import load
+from coral_lab.mini import catalogue
 from coral_lab.models.loading import DATA
 from coral_lab.study.probing import probe_checkpoint
 

@@ -17,7 +17,7 @@ from encode import DTYPES, RUNS, checkpoint, ours, products, seconds
 from table import keep, profiled, ratios, row
 
 from coral_lab import Condition, Query, load
-from coral_lab.catalogue import LANGUAGES
+from coral_lab.mini.catalogue import LANGUAGES
 
 ATTRIBUTES = ("color", "brand", "pattern", "shape")
 

@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy, normalize
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
 from coral_lab import Product, load, messages
-from coral_lab.catalogue import catalogue
+from coral_lab.mini.catalogue import catalogue
 from coral_lab.models.loading import DATA
 from coral_lab.training.contrastive import Pair, contrastive_objective
 from coral_lab.training.loop import TrainConfig, learning_rate, train

@@ -8,9 +8,9 @@ cl.index(model, shop.products).search(shop.queries[0], k=10)
 
 from importlib import import_module
 
-from coral_lab.catalogue import catalogue
 from coral_lab.images import ItemError
 from coral_lab.interleaved import Condition, Product, Query, messages
+from coral_lab.mini.catalogue import catalogue
 
 # What needs torch is imported when it is first used, so that `import coral_lab` stays quick.
 _LATER = {

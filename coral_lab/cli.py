@@ -158,7 +158,7 @@ def _load(options):
 
 def _data_of(options):
     """MERIT-mini or MERIT; what was skipped is said."""
-    from coral_lab.catalogue import catalogue
+    from coral_lab.mini.catalogue import catalogue
     from coral_lab.sources.merit import merit
 
     if options.data == "mini":
@@ -174,14 +174,14 @@ def _say_skipped(errors) -> None:
 
 
 def _demo(options) -> None:
-    from coral_lab.demo import demo
+    from coral_lab.mini.demo import demo
 
     demo(options.model, options.out)
 
 
 def _evaluate(options) -> None:
-    from coral_lab.attributes import name_attributes
     from coral_lab.evaluation import evaluate, index
+    from coral_lab.mini.naming import name_attributes
 
     model, shop = _load(options), _data_of(options)
     if options.attributes:
@@ -242,8 +242,8 @@ def _encode(options) -> None:
 
 
 def _train(options) -> None:
+    from coral_lab.mini.recipe import DEFAULTS, run, run_all
     from coral_lab.models.loading import load
-    from coral_lab.stages import DEFAULTS, run, run_all
     from coral_lab.training import distributed as parallel
     from coral_lab.training.reconstruction import CONTRASTIVE, Coral
 
@@ -337,7 +337,7 @@ def _download(options) -> None:
 
 
 def _data(options) -> None:
-    from coral_lab.catalogue import write_merit
+    from coral_lab.mini.catalogue import write_merit
 
     write_merit(options.out, limit=options.limit)
     print(f"MERIT-mini is in {options.out}")

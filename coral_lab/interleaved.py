@@ -24,8 +24,8 @@ from types import MappingProxyType
 from PIL import Image
 
 from coral_lab import html
-from coral_lab.cards import cards
 from coral_lab.images import ItemError, Picture, open_image, paste_together, thumbnail
+from coral_lab.mini.cards import cards
 
 AS_IMAGE = "as product image"
 """MERIT's holder value: "like this picture", with no word for what is meant."""

@@ -14,10 +14,10 @@ from random import Random
 
 import pandas as pd
 
-from coral_lab.catalogue import LANGUAGES, catalogue, stated
 from coral_lab.evaluation import evaluate, index
 from coral_lab.experiments import RESULTS, WORK, Cell, Measured, ranked, run
 from coral_lab.interleaved import FORMATS, Dataset, Query
+from coral_lab.mini.catalogue import LANGUAGES, catalogue, stated
 from coral_lab.models.loading import Model, add_lora, load
 from coral_lab.sources.merit import OUT_OF_DISTRIBUTION, out_of_distribution
 from coral_lab.store import fingerprints

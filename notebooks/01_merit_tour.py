@@ -35,8 +35,8 @@ import pandas as pd
 import plotly.express as px
 
 import coral_lab as cl
-from coral_lab.catalogue import LANGUAGES, retitle
 from coral_lab.hits import Gallery
+from coral_lab.mini.catalogue import LANGUAGES, retitle
 from coral_lab.sources.merit import OUT_OF_DISTRIBUTION, out_of_distribution
 from coral_lab.study.plots import PALETTE
 

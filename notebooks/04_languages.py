@@ -34,9 +34,9 @@ import pandas as pd
 from sklearn.neighbors import NearestCentroid
 
 import coral_lab as cl
-from coral_lab.catalogue import LANGUAGES, retitle
 from coral_lab.evaluation import Index
 from coral_lab.metrics import estimate, holm, paired_difference
+from coral_lab.mini.catalogue import LANGUAGES, retitle
 from coral_lab.study import geometry
 from coral_lab.study.comparison import conditions_met, first_hits, judged, pool_for
 from coral_lab.study.plots import bars, differences, matrix, scatter

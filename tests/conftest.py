@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from coral_lab import Condition, Product, Query, catalogue
+from coral_lab import Condition, Product, Query
+from coral_lab.mini import catalogue
 
 
 @pytest.fixture(scope="session")
@@ -26,8 +27,8 @@ def random_model(shop):
     """Random weights, scaled up so that different inputs give clearly different embeddings."""
     import torch
 
-    from coral_lab.mini import untrained
-    from coral_lab.stages import corpus
+    from coral_lab.mini.architecture import untrained
+    from coral_lab.mini.recipe import corpus
 
     model = untrained(corpus(shop, limit=200))
     with torch.no_grad():

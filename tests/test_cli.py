@@ -10,7 +10,7 @@ import pytest
 
 from coral_lab import cli, encode, load, trials
 from coral_lab.cli import main
-from coral_lab.demo import demo
+from coral_lab.mini.demo import demo
 from coral_lab.sources import hub
 
 

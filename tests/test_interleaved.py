@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from coral_lab.cards import cards
 from coral_lab.images import ItemError, open_image
 from coral_lab.interleaved import AS_IMAGE, FORMATS, Condition, Dataset, Product, Query, messages, parts
+from coral_lab.mini.cards import cards
 from tests import model_card
 
 HOSTILE = "<script>alert(\"1\")</script>\n'quoted' & <b>bold"

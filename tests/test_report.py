@@ -3,7 +3,8 @@
 import re
 from dataclasses import replace
 
-from coral_lab import catalogue, cli, evaluate, index
+from coral_lab import cli, evaluate, index
+from coral_lab.mini import catalogue
 from coral_lab.report import report
 
 

@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 
 from coral_lab import trials
-from coral_lab.catalogue import catalogue, stated
 from coral_lab.experiments import read
+from coral_lab.mini.catalogue import catalogue, stated
 from coral_lab.models.loading import load
 from coral_lab.sources.merit import OUT_OF_DISTRIBUTION, out_of_distribution
 from coral_lab.training.pairs import mini_pairs, pair_sampler

@@ -11,10 +11,10 @@ from html import escape
 import pandas as pd
 
 from coral_lab import html
-from coral_lab.catalogue import VISUAL, stated
 from coral_lab.evaluation import Result
 from coral_lab.hits import Gallery, hits
 from coral_lab.interleaved import Condition, Product, Query
+from coral_lab.mini.catalogue import VISUAL, stated
 
 KINDS = ("wrong class", "several attributes", "visual attribute", "textual attribute", "not labelled")
 """In this order: a hit of the wrong class is not asked about its attributes. "not labelled" meets all conditions that

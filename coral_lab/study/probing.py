@@ -13,12 +13,12 @@ from jaxtyping import Float32
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
-from coral_lab.catalogue import ATTRIBUTES
 from coral_lab.encoder import encode
 from coral_lab.interleaved import Dataset, Product, Query
 from coral_lab.metrics import estimate
+from coral_lab.mini.catalogue import ATTRIBUTES
+from coral_lab.mini.titles import shown
 from coral_lab.models.loading import Model
-from coral_lab.titles import shown
 
 FEWEST = 40  # labelled items on either side; with fewer a probe says nothing
 

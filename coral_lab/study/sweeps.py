@@ -21,11 +21,11 @@ import pandas as pd
 from jaxtyping import Float32
 from PIL import Image
 
-from coral_lab.catalogue import LANGUAGES, retitle
 from coral_lab.encoder import encode, progress_bar
 from coral_lab.evaluation import Index, ranking
 from coral_lab.interleaved import Format, Product, Query, describe
 from coral_lab.metrics import DEPTH
+from coral_lab.mini.catalogue import LANGUAGES, retitle
 
 Edited = tuple[str, Query]
 Intervention = Callable[[Query], Iterable[Edited]]

@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from random import Random
 
-from coral_lab.catalogue import ATTRIBUTES, LANGUAGES, retitle, stated
 from coral_lab.interleaved import Dataset, Product, Query
-from coral_lab.titles import shown
+from coral_lab.mini.catalogue import ATTRIBUTES, LANGUAGES, retitle, stated
+from coral_lab.mini.titles import shown
 from coral_lab.training.contrastive import Pair
 
 TRANSLATED = 0.5  # share of products whose title is put in another language

@@ -13,10 +13,10 @@ import ipywidgets as widgets
 import pandas as pd
 
 from coral_lab import html
-from coral_lab.catalogue import LANGUAGES
 from coral_lab.evaluation import Index
 from coral_lab.hits import Hits
 from coral_lab.interleaved import AS_IMAGE, FORMATS, Condition, Format, Product, Query
+from coral_lab.mini.catalogue import LANGUAGES
 from coral_lab.widgets.parts import LABELLED, Frozen, Message, button, wrapped
 from coral_lab.widgets.picker import Picker
 

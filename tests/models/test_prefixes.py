@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coral_lab import Condition, Query
-from coral_lab.lessons import product_lesson, query_lesson
+from coral_lab.mini.lessons import product_lesson, query_lesson
 from coral_lab.models import prefixes as reading
 from coral_lab.models.inputs import last, prompt, read, see, tokenize
 from coral_lab.models.loading import add_lora, load

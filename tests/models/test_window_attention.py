@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 
-from coral_lab import mini
+from coral_lab.mini import architecture as mini
 from coral_lab.models import window_attention as vision
 
 HEADS, DIM = 2, 4

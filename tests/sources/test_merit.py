@@ -14,8 +14,8 @@ from pyarrow import parquet
 
 import coral_lab as cl
 from coral_lab import ItemError
-from coral_lab.catalogue import catalogue, write_merit
 from coral_lab.interleaved import Condition, Product, Query
+from coral_lab.mini.catalogue import catalogue, write_merit
 from coral_lab.sources import hub
 from coral_lab.sources.instructions import instruction, read_instruction
 from coral_lab.sources.merit import OUT_OF_DISTRIBUTION, out_of_distribution

@@ -324,7 +324,8 @@ for line in sys.stdin:
     if not child:
         torch.set_num_threads(1)
         import coral_lab.encoder as encoder
-        from coral_lab import catalogue, encode, load
+        from coral_lab.mini import catalogue
+        from coral_lab import encode, load
         model, store, count = line.rstrip("\\n").split("\\t")
         encoder.COMMIT_EVERY = 0.05
         model, products = load(model), catalogue("mini").products[: int(count)]

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from coral_lab.catalogue import catalogue
+from coral_lab.mini.catalogue import catalogue
 from coral_lab.study.probing import probe, probe_checkpoint
 
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from coral_lab import load
-from coral_lab.mini import untrained
+from coral_lab.mini.architecture import untrained
+from coral_lab.mini.recipe import corpus
 from coral_lab.models.inputs import pool, see
 from coral_lab.models.loading import add_lora
 from coral_lab.models.prefixes import last_states
-from coral_lab.stages import corpus
 from coral_lab.training.contrastive import Pair, contrastive_objective, gradients, make_batch
 from coral_lab.training.loop import TrainConfig, train
 from coral_lab.training.losses import info_nce

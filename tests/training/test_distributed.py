@@ -25,12 +25,13 @@ WORKER = """
 import pickle, sys
 import torch
 torch.set_num_threads(1)
-from coral_lab import catalogue, load
+from coral_lab.mini import catalogue
+from coral_lab import load
 from coral_lab.training import distributed as parallel
 from coral_lab.training.contrastive import gradients, make_batch
 from coral_lab.training.reconstruction import Coral, decoders
 from coral_lab.training.pairs import mini_pairs, pair_sampler
-from coral_lab.stages import Mixture, base_objective
+from coral_lab.mini.recipe import Mixture, base_objective
 from coral_lab.training.loop import TrainConfig
 parallel.start()
 model = load(sys.argv[1])

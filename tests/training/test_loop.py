@@ -16,9 +16,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from coral_lab import encode, load, stages
-from coral_lab.catalogue import ATTRIBUTES, named_in_title, stated
-from coral_lab.lessons import (
+from coral_lab import encode, load
+from coral_lab.mini import recipe as stages
+from coral_lab.mini.catalogue import ATTRIBUTES, named_in_title, stated
+from coral_lab.mini.lessons import (
     SLOTS,
     answer_loss,
     picture_lesson,
@@ -27,10 +28,10 @@ from coral_lab.lessons import (
     summary_loss,
     title_lesson,
 )
+from coral_lab.mini.recipe import DEFAULTS, RECIPE, Mixture, base_objective, disputed, run, run_all
 from coral_lab.models.inputs import pool, prompt, see
 from coral_lab.models.loading import add_lora, best_device
 from coral_lab.models.prefixes import last_states
-from coral_lab.stages import DEFAULTS, RECIPE, Mixture, base_objective, disputed, run, run_all
 from coral_lab.training.loop import Step, TrainConfig, backward, learning_rate, train
 from coral_lab.training.reconstruction import Coral, decoders
 
@@ -396,7 +397,7 @@ def test_all_of_coral_mini_is_made_and_a_second_run_leaves_it_as_it_is(tmp_path)
 def test_kill_9_in_the_middle_of_base_training_changes_nothing(tmp_path):
     """Ten real steps, killed once after the first checkpoint; the code that `make mini` runs."""
     script = (
-        "import sys; from coral_lab.stages import run; from coral_lab.training.loop import TrainConfig; "
+        "import sys; from coral_lab.mini.recipe import run; from coral_lab.training.loop import TrainConfig; "
         "run('base', None, sys.argv[1], TrainConfig(steps=10, warmup=2, checkpoint_every=2, evaluate_every=100))"
     )
     command = [sys.executable, "-c", script]

@@ -5,10 +5,10 @@ from random import Random
 
 import pytest
 
-from coral_lab.catalogue import ATTRIBUTES
 from coral_lab.interleaved import Dataset
-from coral_lab.queries import stated
-from coral_lab.titles import shown
+from coral_lab.mini.catalogue import ATTRIBUTES
+from coral_lab.mini.queries import stated
+from coral_lab.mini.titles import shown
 from coral_lab.training.pairs import fewer, mini_pairs, pair_sampler, plain_pairs, varied
 
 

@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
-from coral_lab.cards import cards
-from coral_lab.marks import FIELD, mark, pattern
-from coral_lab.outlines import Part
-from coral_lab.shapes import SHAPES
+from coral_lab.mini.cards import cards
+from coral_lab.mini.marks import FIELD, mark, pattern
+from coral_lab.mini.outlines import Part
+from coral_lab.mini.shapes import SHAPES
 
 SIDE = 224
 """Width and height of a picture, px."""

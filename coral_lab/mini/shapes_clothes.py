@@ -1,6 +1,6 @@
 """Outlines of clothing and footwear."""
 
-from coral_lab.outlines import blob, body, both, box, curve, dark, line, metal, oval, pair, rounded, trim
+from coral_lab.mini.outlines import blob, body, both, box, curve, dark, line, metal, oval, pair, rounded, trim
 
 CLOTHES = {}
 

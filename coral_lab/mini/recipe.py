@@ -10,10 +10,11 @@ from functools import partial
 from pathlib import Path
 from random import Random
 
-from coral_lab.catalogue import LANGUAGES, catalogue, named_in_title, retitle
 from coral_lab.evaluation import evaluate
 from coral_lab.interleaved import Dataset, Product, Query, parts
-from coral_lab.lessons import (
+from coral_lab.mini.architecture import untrained
+from coral_lab.mini.catalogue import LANGUAGES, catalogue, named_in_title, retitle
+from coral_lab.mini.lessons import (
     Lesson,
     answer_loss,
     picture_lesson,
@@ -23,7 +24,6 @@ from coral_lab.lessons import (
     summary_loss,
     title_lesson,
 )
-from coral_lab.mini import untrained
 from coral_lab.models.inputs import prompt
 from coral_lab.models.loading import Model, add_lora, best_device, load
 from coral_lab.training import distributed as parallel

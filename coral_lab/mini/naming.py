@@ -6,10 +6,10 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from coral_lab.catalogue import LANGUAGES, retitle
 from coral_lab.interleaved import Product
-from coral_lab.lessons import SLOTS, UNKNOWN, Lesson, picture_lesson, title_lesson
 from coral_lab.metrics import estimate
+from coral_lab.mini.catalogue import LANGUAGES, retitle
+from coral_lab.mini.lessons import SLOTS, UNKNOWN, Lesson, picture_lesson, title_lesson
 from coral_lab.models.inputs import Item, key, prompt, see, tokenize
 from coral_lab.models.loading import Model
 

@@ -6,10 +6,10 @@ import time
 import numpy as np
 import pytest
 
-from coral_lab.cards import cards
-from coral_lab.drawing import SIDE, Drawing, draw, layers_of
-from coral_lab.marks import FIELD, MARKS, PATTERNS, mark, pattern
-from coral_lab.shapes import SHAPES
+from coral_lab.mini.cards import cards
+from coral_lab.mini.drawing import SIDE, Drawing, draw, layers_of
+from coral_lab.mini.marks import FIELD, MARKS, PATTERNS, mark, pattern
+from coral_lab.mini.shapes import SHAPES
 
 BAG = {
     "class_name": "handbag", "shape": "tote", "color": "red", "pattern": "stripes",

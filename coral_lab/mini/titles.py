@@ -8,8 +8,8 @@ from dataclasses import replace
 from functools import cache, lru_cache
 from hashlib import blake2b
 
-from coral_lab.cards import cards
 from coral_lab.interleaved import Product
+from coral_lab.mini.cards import cards
 
 LANGUAGES = ("en", "id", "ms", "th", "vi")
 VISUAL = ("color", "pattern", "brand", "shape", "trim")

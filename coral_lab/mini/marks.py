@@ -5,7 +5,7 @@ from functools import cache
 import numpy as np
 from PIL import Image, ImageDraw
 
-from coral_lab.outlines import arc, blob, box
+from coral_lab.mini.outlines import arc, blob, box
 
 FIELD = 448
 """Side of a pattern field, px; crops of it have a random offset."""

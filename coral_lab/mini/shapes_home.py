@@ -1,6 +1,6 @@
 """Outlines of electronics, furniture and food."""
 
-from coral_lab.outlines import (
+from coral_lab.mini.outlines import (
     arc,
     blob,
     body,

@@ -1,6 +1,6 @@
 """Outlines of bags and jewellery."""
 
-from coral_lab.outlines import (
+from coral_lab.mini.outlines import (
     arc,
     body,
     both,

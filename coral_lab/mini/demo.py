@@ -4,9 +4,9 @@ import time
 from pathlib import Path
 
 from coral_lab import html
-from coral_lab.catalogue import catalogue
 from coral_lab.evaluation import Result, evaluate, index
 from coral_lab.interleaved import parts
+from coral_lab.mini.catalogue import catalogue
 from coral_lab.models.loading import load
 
 

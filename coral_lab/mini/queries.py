@@ -6,9 +6,9 @@ from functools import cache
 from itertools import combinations
 from random import Random
 
-from coral_lab.cards import cards
 from coral_lab.interleaved import Condition, Product, Query
-from coral_lab.titles import ATTRIBUTES, LANGUAGES, TEXTUAL, material_phrase, shown, word
+from coral_lab.mini.cards import cards
+from coral_lab.mini.titles import ATTRIBUTES, LANGUAGES, TEXTUAL, material_phrase, shown, word
 
 LISTING_ATTRIBUTES = ("brand", "shape", "material", "origin")
 VARIANT_ATTRIBUTES = ("color", "pattern", "trim", "size")

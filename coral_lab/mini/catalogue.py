@@ -14,12 +14,12 @@ from random import Random
 
 from tqdm.auto import tqdm
 
-from coral_lab.cards import cards
-from coral_lab.drawing import Drawing
 from coral_lab.interleaved import Dataset, Product, Query
-from coral_lab.queries import LISTING_ATTRIBUTES, VARIANT_ATTRIBUTES, Pool, sample_queries, stated
+from coral_lab.mini.cards import cards
+from coral_lab.mini.drawing import Drawing
+from coral_lab.mini.queries import LISTING_ATTRIBUTES, VARIANT_ATTRIBUTES, Pool, sample_queries, stated
+from coral_lab.mini.titles import ATTRIBUTES, LANGUAGES, TEXTUAL, VISUAL, named_in_title, retitle, title
 from coral_lab.sources.instructions import instruction
-from coral_lab.titles import ATTRIBUTES, LANGUAGES, TEXTUAL, VISUAL, named_in_title, retitle, title
 
 __all__ = ["TEXTUAL", "VISUAL", "catalogue", "named_in_title", "retitle", "stated", "write_merit"]
 

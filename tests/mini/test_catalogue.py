@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from coral_lab.cards import cards
-from coral_lab.catalogue import SPLITS, catalogue, named_in_title, retitle, stated, write_merit
 from coral_lab.interleaved import Product
-from coral_lab.titles import ATTRIBUTES, LANGUAGES, TEXTUAL, VISUAL, material_phrase, shown, word
+from coral_lab.mini.cards import cards
+from coral_lab.mini.catalogue import SPLITS, catalogue, named_in_title, retitle, stated, write_merit
+from coral_lab.mini.titles import ATTRIBUTES, LANGUAGES, TEXTUAL, VISUAL, material_phrase, shown, word
 
 
 @pytest.fixture(scope="module")

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from coral_lab.catalogue import ATTRIBUTES, VISUAL, named_in_title, stated
 from coral_lab.interleaved import Product, Query
+from coral_lab.mini.catalogue import ATTRIBUTES, VISUAL, named_in_title, stated
 from coral_lab.models.inputs import Item, draw_moves, prompt, see, tokenize
 from coral_lab.models.loading import Model
 from coral_lab.models.prefixes import by_length, read_last
