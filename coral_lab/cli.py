@@ -267,8 +267,8 @@ def _train(options) -> None:
 
 
 def _experiment(options) -> None:
-    from coral_lab import trials
-    from coral_lab.experiments import RESULTS, compare, read
+    from coral_lab.replication import experiments as trials
+    from coral_lab.replication.cells import RESULTS, compare, read
 
     out = options.out or RESULTS
     ignored = ("models", "data", "limit") if options.name in TRAINED else ("seeds", "steps", "start", "arms")
@@ -305,7 +305,7 @@ def _without_out(arguments: list[str]) -> list[str]:
 
 def _report(options) -> None:
     from coral_lab.evaluation import index
-    from coral_lab.report import report
+    from coral_lab.replication.report import report
 
     shop = _data_of(options)
     shop = replace(shop, queries=shop.queries[: options.limit])

@@ -39,9 +39,10 @@ import pandas as pd
 import torch
 
 import coral_lab as cl
-from coral_lab.experiments import compare, read
 from coral_lab.metrics import paired_difference
 from coral_lab.models.loading import DATA, SHIPPED
+from coral_lab.replication.cells import compare, read
+from coral_lab.replication.experiments import ARMS
 from coral_lab.study.comparison import pool_for
 from coral_lab.study.plots import curves
 from coral_lab.training.contrastive import contrastive_objective, gradients, make_batch
@@ -50,7 +51,6 @@ from coral_lab.training.losses import info_nce, masked_language_modelling, visio
 from coral_lab.training.pairs import mini_pairs, pair_sampler
 from coral_lab.training.rebuilding import rebuild
 from coral_lab.training.reconstruction import Coral, decoders, load_decoders
-from coral_lab.trials import ARMS
 from coral_lab.widgets.parts import LivePlot
 
 # %% [markdown]

@@ -34,10 +34,10 @@ import pandas as pd
 from IPython.display import HTML
 
 import coral_lab as cl
-from coral_lab.experiments import RESULTS, hits_of, read
-from coral_lab.findings import Effect, findings, verdict
 from coral_lab.metrics import Estimate, crossed_estimate, estimate
 from coral_lab.models.loading import DATA as SHIPPED_DATA
+from coral_lab.replication.cells import RESULTS, hits_of, read
+from coral_lab.replication.findings import Effect, findings, verdict
 from coral_lab.sources.merit import OUT_OF_DISTRIBUTION, out_of_distribution
 from coral_lab.study.comparison import pool_for
 from coral_lab.study.mistakes import KINDS, SEEN, mistakes, worst

@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from coral_lab import cli, encode, load, trials
+from coral_lab import cli, encode, load
 from coral_lab.cli import main
 from coral_lab.mini.demo import demo
+from coral_lab.replication import experiments as trials
 from coral_lab.sources import hub
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 import coral_lab as cl
-from coral_lab.experiments import compare, read
+from coral_lab.replication.cells import compare, read
 
 README = Path("README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)

@@ -5,14 +5,22 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from coral_lab import trials
-from coral_lab.experiments import read
 from coral_lab.mini.catalogue import catalogue, stated
 from coral_lab.models.loading import load
+from coral_lab.replication import experiments as trials
+from coral_lab.replication.cells import read
+from coral_lab.replication.experiments import (
+    ARMS,
+    Arm,
+    conditions,
+    errors,
+    formats,
+    held_back,
+    train_and_measure,
+)
 from coral_lab.sources.merit import OUT_OF_DISTRIBUTION, out_of_distribution
 from coral_lab.training.pairs import mini_pairs, pair_sampler
 from coral_lab.training.reconstruction import CONTRASTIVE, Coral
-from coral_lab.trials import ARMS, Arm, conditions, errors, formats, held_back, train_and_measure
 
 
 def test_the_arms_differ_by_the_terms_they_name():

@@ -8,11 +8,11 @@ import pandas as pd
 
 from coral_lab import html
 from coral_lab.evaluation import Index, Result, evaluate
-from coral_lab.experiments import RESULTS, provenance
-from coral_lab.findings import findings
 from coral_lab.interleaved import Dataset
 from coral_lab.metrics import Estimate, estimate
 from coral_lab.models.loading import DATA
+from coral_lab.replication.cells import RESULTS, provenance
+from coral_lab.replication.findings import findings
 from coral_lab.study.mistakes import SEEN, mistakes, worst
 from coral_lab.study.plots import bars, matrix
 from coral_lab.study.sweeps import orders, sweep

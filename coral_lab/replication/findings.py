@@ -13,10 +13,10 @@ import numpy as np
 import pandas as pd
 from scipy.stats import binomtest
 
-from coral_lab.experiments import RESULTS, hits_of, read
 from coral_lab.metrics import Estimate, crossed_change, crossed_estimate, estimate, holm, paired_difference
 from coral_lab.mini.catalogue import catalogue
 from coral_lab.models.loading import DATA
+from coral_lab.replication.cells import RESULTS, hits_of, read
 from coral_lab.sources.merit import out_of_distribution
 
 PUBLISHED = DATA / "published-findings.csv"

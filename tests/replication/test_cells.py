@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from coral_lab import experiments
-from coral_lab.experiments import Cell, Measured, compare, hits_of, read, run
 from coral_lab.metrics import holm
+from coral_lab.replication import cells as experiments
+from coral_lab.replication.cells import Cell, Measured, compare, hits_of, read, run
 
 RANKS = pd.Series([1, -1], pd.Index(["a", "b"], name="query"))
 ROWS = pd.DataFrame({"query": ["a", "a"], "kept": [1, 0]})

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from coral_lab import cli, evaluate, index
 from coral_lab.mini import catalogue
-from coral_lab.report import report
+from coral_lab.replication.report import report
 
 
 def test_a_report_says_what_was_measured(random_model, tmp_path):

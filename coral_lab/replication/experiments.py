@@ -15,10 +15,10 @@ from random import Random
 import pandas as pd
 
 from coral_lab.evaluation import evaluate, index
-from coral_lab.experiments import RESULTS, WORK, Cell, Measured, ranked, run
 from coral_lab.interleaved import FORMATS, Dataset, Query
 from coral_lab.mini.catalogue import LANGUAGES, catalogue, stated
 from coral_lab.models.loading import Model, add_lora, load
+from coral_lab.replication.cells import RESULTS, WORK, Cell, Measured, ranked, run
 from coral_lab.sources.merit import OUT_OF_DISTRIBUTION, out_of_distribution
 from coral_lab.store import fingerprints
 from coral_lab.study.mistakes import mistakes
@@ -239,4 +239,4 @@ ASKED: Mapping[str, Callable[..., pd.DataFrame]] = {
 
 def _ask(name: str, cells: Iterable[Cell], shop: Dataset, command: str, out: Path) -> pd.DataFrame:
     settings = {"data": shop.name, "queries": len(shop.queries)}
-    return run(name, cells, settings, command or f"coral_lab.trials.ASKED[{name!r}]", out)
+    return run(name, cells, settings, command or f"coral_lab.replication.experiments.ASKED[{name!r}]", out)

@@ -8,8 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from coral_lab.experiments import RESULTS, read
-from coral_lab.findings import (
+from coral_lab.metrics import Estimate, crossed_change, crossed_estimate
+from coral_lab.replication.cells import RESULTS, read
+from coral_lab.replication.experiments import ARMS
+from coral_lab.replication.findings import (
     EFFECTS,
     NOT_REPLICATED,
     NOT_TESTABLE,
@@ -20,8 +22,6 @@ from coral_lab.findings import (
     verdict,
     why,
 )
-from coral_lab.metrics import Estimate, crossed_change, crossed_estimate
-from coral_lab.trials import ARMS
 
 
 @pytest.mark.parametrize(

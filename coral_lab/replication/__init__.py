@@ -1,0 +1,1 @@
+"""The paper's experiments and findings, beside ours; one page about a checkpoint."""
