@@ -1,15 +1,14 @@
-# lab · demo · test · lint · notebooks · mini · bench        (PYTHON, PORT, IP, WORKERS and PIP_ARGS can be set)
+# lab · demo · test · lint · docs · notebooks · wheel · mini · bench   (PYTHON, PORT, IP, WORKERS and PIP_ARGS can be set)
 PYTHON ?= python3
 PORT ?= 8888
 IP ?= $(if $(wildcard /.dockerenv),0.0.0.0,127.0.0.1)
 WORKERS ?= 2
-PIP_ARGS ?= --constraint tests/constraints.txt
 RUN := .venv/bin/python -m
 export JUPYTER_PLATFORM_DIRS := 1
 export TOKENIZERS_PARALLELISM := false
 export CORAL_LAB_STORE ?= $(CURDIR)/build/store
 
-.PHONY: lab demo test lint notebooks mini bench
+.PHONY: lab demo test lint docs notebooks wheel mini bench
 
 # Prints its URL with the token. Over ssh and in a container there is no browser to open.
 lab: .venv/ready
@@ -17,14 +16,18 @@ lab: .venv/ready
 	  $(if $(filter 0,$(shell id -u)),--allow-root) $(if $(SSH_CONNECTION)$(wildcard /.dockerenv),--no-browser)
 
 demo: .venv/ready
-	$(RUN) coral_lab demo
+	$(RUN) coral_lab.cli demo
 
 # Workers of one thread each are done sooner than one worker with all threads: most tests' tensors are small.
 test: .venv/ready
 	OMP_NUM_THREADS=1 $(RUN) pytest -n $(WORKERS) --dist worksteal
 
 lint: .venv/ready
-	$(RUN) ruff check . && $(RUN) ruff format --check .
+	$(RUN) ruff check . && $(RUN) ruff format --check . && $(RUN) mypy
+
+# The documentation as pages under build/site, with the notebooks as they were executed; needs no network.
+docs: .venv/ready
+	$(RUN) mkdocs build --strict --quiet --config-file docs/mkdocs.yml
 
 # Runs every notebook's .py from a clean kernel into its .ipynb and build/notebooks/*.html. Each figure leaves a PNG for
 # where no script runs (GitHub, offline pages), which kaleido takes with the machine's Chromium.
@@ -35,6 +38,16 @@ notebooks: .venv/ready
 	.venv/bin/python notebooks/shrink.py notebooks/[0-9]*.ipynb
 	$(RUN) nbconvert --to html --output-dir build/notebooks notebooks/[0-9]*.ipynb
 
+# Builds the wheel into build/dist, and tries it in an environment of its own, with the base dependencies alone and away
+# from this checkout. That environment takes as much room as .venv and goes again.
+wheel:
+	rm -rf build/dist build/wheel && mkdir -p build/wheel/away && $(PYTHON) -m venv build/wheel/env
+	build/wheel/env/bin/python -m pip install --quiet --disable-pip-version-check build
+	build/wheel/env/bin/python -m build --outdir build/dist .
+	build/wheel/env/bin/python -m pip install --quiet --disable-pip-version-check --constraint tests/constraints.txt build/dist/*.whl
+	cp tests/smoke_wheel.py build/wheel/away && cd build/wheel/away && env -u CORAL_LAB_STORE ../env/bin/python -I smoke_wheel.py
+	rm -rf build/wheel
+
 # Side-by-side timings and memory into benchmarks/README.md, on an idle machine; PROFILE=1 names the top costs as well.
 bench: .venv/ready
 	set -e; for name in encode sweeps search "search mapped" projection training objective "objective memory" store widget \
@@ -42,13 +55,16 @@ bench: .venv/ready
 
 # Trains coral-mini again, from scratch, every stage in turn; goes on where it was stopped.
 mini: .venv/ready
-	$(RUN) coral_lab train --stage all --out build
+	$(RUN) coral_lab.cli train --stage all --out build
 
-# Installing again happens only when pyproject.toml has changed: after that no network is needed. Bytecode is compiled by
-# all cores, not by pip one file after another; some packages ship templates that are no Python.
+# Installing again happens only when pyproject.toml has changed: after that no network is needed. A torch that is in .venv
+# already (for CPU only, say) stays. Bytecode is compiled by all cores, not by pip one file after another; some packages
+# ship templates that are no Python.
 .venv/ready: pyproject.toml tests/constraints.txt
 	$(PYTHON) -m venv .venv
-	$(RUN) pip install --quiet --disable-pip-version-check --no-compile $(PIP_ARGS) -e ".[dev]"
+	if $(RUN) pip --quiet show torch 2>/dev/null >&2; then grep -v '^torch' tests/constraints.txt; else cat tests/constraints.txt; fi \
+	  > .venv/constraints.txt
+	$(RUN) pip install --quiet --disable-pip-version-check --no-compile --constraint .venv/constraints.txt $(PIP_ARGS) -e ".[dev]"
 	$(RUN) compileall -qq -j 0 .venv/lib || true
 	mkdir -p .venv/share/jupyter/lab/settings
 	cp notebooks/overrides.json .venv/share/jupyter/lab/settings/overrides.json

@@ -1,7 +1,9 @@
-"""encode against the model card's code and sentence-transformers, and against the bare products of its linear layers.
+"""encode against the model card's code and sentence-transformers, and against the bare products of its linear
+layers.
 
-Twelve products and twelve queries that show two of them each, pictures of 280 to 448 pixels, on a Qwen2.5-VL with
-random weights: 12 text layers, 8 vision layers, the real vocabulary's size. Writes benchmarks/encode.csv.
+Twelve products and twelve queries that show two of them each, pictures of 280 to 448 pixels, on a Qwen2.5-VL
+with random weights: 12 text layers, 8 vision layers, the real vocabulary's size. Writes
+benchmarks/encode.csv.
 
 python benchmarks/encode.py
 """
@@ -21,12 +23,12 @@ from table import keep, profiled, ratios, row
 from torch.nn.functional import normalize
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
-from coral_lab import Condition, Product, Query, encode, load, messages
-from coral_lab.mini import catalogue
+from coral_lab import Condition, Product, Query, Settings, dataset, encode, load, messages
 from coral_lab.mini.architecture import untrained
 from coral_lab.mini.recipe import corpus
 from coral_lab.models.cpu_linear import linear
-from coral_lab.models.loading import Model, save
+from coral_lab.models.loading import Model
+from coral_lab.models.saving import save
 
 RUNS = 5
 SIZES = (280, 308, 336, 364, 392, 420, 448)  # pixels a side
@@ -34,18 +36,27 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def checkpoint(folder: Path, dtype: torch.dtype = torch.float32) -> Path:
-    """A Qwen2.5-VL with random weights that a laptop can run; vocabulary, head sizes and the share of windowed layers are
-    the 3B's."""
+    """A Qwen2.5-VL with random weights that a laptop can run; vocabulary, head sizes and the share of
+    windowed layers are the 3B's.
+    """
     text = {
-        "hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 12, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "vocab_size": 151_936,
+        "hidden_size": 512,
+        "intermediate_size": 1408,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 151_936,
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
-    }  # fmt: skip
+    }
     vision = {
-        "depth": 8, "hidden_size": 320, "intermediate_size": 856, "num_heads": 4, "out_hidden_size": 512,
+        "depth": 8,
+        "hidden_size": 320,
+        "intermediate_size": 856,
+        "num_heads": 4,
+        "out_hidden_size": 512,
         "fullatt_block_indexes": [7],
-    }  # fmt: skip
-    model = untrained(corpus(catalogue("mini"), limit=200), text=text, vision=vision)
+    }
+    model = untrained(corpus(dataset("mini"), limit=200), text=text, vision=vision)
     with torch.no_grad():  # scaled up, so that different inputs give clearly different embeddings
         for parameter in model.network.model.parameters():
             if parameter.ndim > 1:
@@ -65,7 +76,7 @@ def picture(seed: int) -> Image.Image:
 
 def products(count: int, first: int = 0) -> list[Product]:
     """Products of MERIT-mini with pictures of a shop's size."""
-    own = catalogue("mini").products
+    own = dataset("mini").products
     return [
         Product(own[i].id, own[i].title, picture(i), own[i].class_name) for i in range(first, first + count)
     ]
@@ -75,10 +86,13 @@ def items() -> list[Product | Query]:
     """Twelve products, and twelve queries of two conditions over them."""
     shown = products(12)
     queries = [
-        Query(f"q{i}", shown[i].class_name,
-              (Condition("color", shown[i]), Condition("brand", shown[(5 * i + 1) % 12])))
+        Query(
+            f"q{i}",
+            shown[i].class_name,
+            (Condition("color", shown[i]), Condition("brand", shown[(5 * i + 1) % 12])),
+        )
         for i in range(12)
-    ]  # fmt: skip
+    ]
     return shown + queries
 
 
@@ -99,7 +113,7 @@ def card(network, processor, conversations) -> np.ndarray:
 def ours(model: Model, own) -> np.ndarray:
     """`encode`, with no picture kept from the run before."""
     model.__dict__.pop("pixels", None)
-    return encode(model, own, store="", progress=False)
+    return encode(model, own, settings=Settings(store="", progress=False))
 
 
 def seconds(call: Callable) -> tuple[float, np.ndarray]:
@@ -109,7 +123,9 @@ def seconds(call: Callable) -> tuple[float, np.ndarray]:
 
 
 def products_of_matrices(model: Model, own) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """An input [token, in] and the weight [out, in] of each linear layer that `encode` runs, time and again."""
+    """An input [token, in] and the weight [out, in] of each linear layer that `encode` runs, time and
+    again.
+    """
     shapes, inputs = [], {}
     hooks = [
         module.register_forward_hook(
@@ -174,19 +190,35 @@ def main() -> list[dict]:
         mine = times["encode", name]
         rows += [
             row(f"card / encode, both {name}", ratios(times["card", name], mine), "≥ 4.5"),
-            row(f"sentence-transformers / encode, both {name}", ratios(times["sentence-transformers", name], mine), "≥ 2.5"),
-            row(f"share of bare matrix products' FLOP/s, {name}", ratios(times["matrix products", name], mine), "≥ 0.55"),
+            row(
+                f"sentence-transformers / encode, both {name}",
+                ratios(times["sentence-transformers", name], mine),
+                "≥ 2.5",
+            ),
+            row(
+                f"share of bare matrix products' FLOP/s, {name}",
+                ratios(times["matrix products", name], mine),
+                "≥ 0.55",
+            ),
             row(f"encode, {name}: GFLOP/s in linear layers", [work[name] / taken for taken in mine]),
-        ]  # fmt: skip
+        ]
     half, theirs = times["encode", "bfloat16"], embeddings["card", "float32"]
     cosines = (embeddings["encode", "bfloat16"] * theirs).sum(1)
     return [
         *rows,
         row("card in float32 / encode in bfloat16", ratios(times["card", "float32"], half), "≥ 9"),
-        row("sentence-transformers in float32 / encode in bfloat16", ratios(times["sentence-transformers", "float32"], half), "≥ 4"),
-        row("largest difference from the card, float32", [float(abs(embeddings["encode", "float32"] - theirs).max())], "< 1e-5"),
+        row(
+            "sentence-transformers in float32 / encode in bfloat16",
+            ratios(times["sentence-transformers", "float32"], half),
+            "≥ 4",
+        ),
+        row(
+            "largest difference from the card, float32",
+            [float(abs(embeddings["encode", "float32"] - theirs).max())],
+            "< 1e-5",
+        ),
         row("least cosine with the card's float32, bfloat16", [float(cosines.min())], "≥ 0.999"),
-    ]  # fmt: skip
+    ]
 
 
 if __name__ == "__main__":

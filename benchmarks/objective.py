@@ -1,7 +1,7 @@
 """What Coral costs over contrastive training, and what GradCache costs in memory.
 
-python benchmarks/objective.py            both objectives on the same batches, in turn, in this process
-python benchmarks/objective.py memory     peak memory of a step of 64 and of 512 pairs, each in its own process
+python benchmarks/objective.py            both objectives on the same batches, in turn, in this process python
+benchmarks/objective.py memory     peak memory of a step of 64 and of 512 pairs, each in its own process
 """
 
 import json
@@ -12,10 +12,10 @@ import time
 import torch
 from table import keep, megabytes, ratios, row
 
-from coral_lab import load
-from coral_lab.mini.catalogue import catalogue
+from coral_lab import dataset, load
+from coral_lab.mini.pairs import mini_pairs
 from coral_lab.training.contrastive import gradients, make_batch
-from coral_lab.training.pairs import mini_pairs, pair_sampler
+from coral_lab.training.pairs import pair_sampler
 from coral_lab.training.reconstruction import CONTRASTIVE, Coral, decoders
 
 RUNS, CHUNK = 9, 32
@@ -24,7 +24,7 @@ OBJECTIVES = {"contrastive": CONTRASTIVE, "coral": Coral()}
 
 def timings() -> list[dict]:
     """Seconds of a step of 128 pairs, forward and backward, pictures already processed."""
-    shop, model = catalogue("mini", "val"), load("mini-base")
+    shop, model = dataset("mini", "val"), load("mini-base")
     model.network.train()
     pairs = pair_sampler(shop, mini_pairs(shop), 128, 10)
     heads = {name: decoders(model, coral) for name, coral in OBJECTIVES.items()}
@@ -43,8 +43,10 @@ def timings() -> list[dict]:
 
 
 def peak(pairs: int) -> dict[str, float]:
-    """Peak memory of this process in MB: before any step, after one of a chunk's size, and after one of `pairs`."""
-    shop, model = catalogue("mini", "val"), load("mini-base")
+    """Peak memory of this process in MB: before any step, after one of a chunk's size, and after one of
+    `pairs`.
+    """
+    shop, model = dataset("mini", "val"), load("mini-base")
     model.network.train()
     model.pixels.limit = 0  # else the pictures themselves would be kept
     coral = Coral()

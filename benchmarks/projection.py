@@ -1,9 +1,10 @@
-"""A map of MERIT's size, by UMAP with its own neighbours and with exact ones: 51,177 vectors of 2048 dimensions.
+"""A map of MERIT's size, by UMAP with its own neighbours and with exact ones: 51,177 vectors of 2048
+dimensions.
 
-Exact neighbours, by coral_lab's search, were meant to make maps quicker. They do not: finding them takes longer than
-UMAP's approximate ones, with which a map is as trustworthy, so `geometry.umap` leaves it to UMAP. Vectors are those of
-benchmarks/search.py. Maps have a seed, so that they can be repeated, but for one as UMAP comes: on all threads, and never
-the same twice. Writes projection.csv.
+Exact neighbours, by coral_lab's search, were meant to make maps quicker. They do not: finding them takes
+longer than UMAP's approximate ones, with which a map is as trustworthy, so `geometry.umap` leaves it to UMAP.
+Vectors are those of benchmarks/search.py. Maps have a seed, so that they can be repeated, but for one as UMAP
+comes: on all threads, and never the same twice. Writes projection.csv.
 
 python benchmarks/projection.py           five maps each, about ten minutes
 """
@@ -50,7 +51,7 @@ def main() -> list[dict]:
         row("exact neighbours / UMAP's own", ratios(times[exact], times[own]), "≤ 0.6"),
         *(row(f"trustworthiness, {name}", [value]) for name, value in trust.items()),
         row("trustworthiness, exact less UMAP's own", [trust[exact] - trust[own]], "± 0.005"),
-    ]  # fmt: skip
+    ]
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""Exact search beside FAISS's flat index, in MERIT's size: 51,177 vectors of 2048 dimensions. Writes search.csv.
+"""Exact search beside FAISS's flat index, in MERIT's size: 51,177 vectors of 2048 dimensions. Writes
+search.csv.
 
-python benchmarks/search.py           2,000 queries and one, and the memory it takes
-python benchmarks/search.py mapped    1,000,000 vectors in a bfloat16 file of 4 GB, larger than what is read at once
+python benchmarks/search.py           2,000 queries and one, and the memory it takes python
+benchmarks/search.py mapped    1,000,000 vectors in a bfloat16 file of 4 GB, larger than what is read at once
 
-Vectors are drawn from a seed: 2,000 centres, each coordinate with as much noise, L2-normalised, so that about 25 lie
-near each other at a cosine of 0.5.
+Vectors are drawn from a seed: 2,000 centres, each coordinate with as much noise, L2-normalised, so that about
+25 lie near each other at a cosine of 0.5.
 """
 
 import json
@@ -70,9 +71,14 @@ def compare() -> list[dict]:
         some = queries[:count]
         checked_equal(top_k(some, pool, K), index.search(some, K))
         runs = RUNS if count > 1 else 50
-        times = alternately({"own": lambda q=some: top_k(q, pool, K), "FAISS": lambda q=some: index.search(q, K)}, runs)  # fmt: skip
-        rows += [row(f"{asked}, prepared, s", times["own"]), row(f"{asked}, FAISS IndexFlatIP, s", times["FAISS"]),
-                 row(f"{asked}: times as fast as FAISS", ratios(times["FAISS"], times["own"]), wanted)]  # fmt: skip
+        times = alternately(
+            {"own": lambda q=some: top_k(q, pool, K), "FAISS": lambda q=some: index.search(q, K)}, runs
+        )
+        rows += [
+            row(f"{asked}, prepared, s", times["own"]),
+            row(f"{asked}, FAISS IndexFlatIP, s", times["FAISS"]),
+            row(f"{asked}: times as fast as FAISS", ratios(times["FAISS"], times["own"]), wanted),
+        ]
     with profiled("search"):
         top_k(queries, pool, K)
     times = alternately({"own": lambda: top_k(queries, candidates, K)}, 5)
@@ -80,14 +86,22 @@ def compare() -> list[dict]:
     with tempfile.TemporaryDirectory() as folder:
         np.save(f"{folder}/candidates.npy", candidates)
         np.save(f"{folder}/queries.npy", queries)
-        peaks = [json.loads(subprocess.run([sys.executable, __file__, "peak", folder], check=True, capture_output=True).stdout)
-                 for _ in range(5)]  # fmt: skip
+        peaks = [
+            json.loads(
+                subprocess.run(
+                    [sys.executable, __file__, "peak", folder], check=True, capture_output=True
+                ).stdout
+            )
+            for _ in range(5)
+        ]
     rows.append(row("peak memory of preparing and searching / the vectors", peaks, "< 1.6"))
     return rows
 
 
 def peak(folder: str) -> float:
-    """Most memory that a process took beyond what its libraries do, over that of the vectors, which are in it."""
+    """Most memory that a process took beyond what its libraries do, over that of the vectors, which are in
+    it.
+    """
     torch._int_mm(torch.ones(64, 64, dtype=torch.int8), torch.ones(64, 64, dtype=torch.int8))
     before = megabytes("VmHWM")
     candidates = np.load(f"{folder}/candidates.npy")

@@ -16,7 +16,8 @@ CLASSES = (
 CODE = {
     "empty interpreter": "pass",
     "import coral_lab": "import coral_lab",
-    "import torch and transformers' classes": f"import torch; from transformers import AutoProcessor, {CLASSES}",
+    "import torch and transformers' classes": "import torch; from transformers import AutoProcessor, "
+    + CLASSES,
     'cl.load("mini")': "import coral_lab as cl; cl.load('mini')",
 }
 
@@ -33,7 +34,10 @@ if __name__ == "__main__":
     found = {name: [run[name] for run in runs[1:]] for name in CODE}
     empty, package, bare, whole = found.values()
     own = [a - b for a, b in zip(whole, bare, strict=True)]
-    rows = [row(f"{name}, s", values, wanted) for (name, values), wanted in zip(found.items(), ("", "", "", "< 4"), strict=True)]  # fmt: skip
+    rows = [
+        row(f"{name}, s", values, wanted)
+        for (name, values), wanted in zip(found.items(), ("", "", "", "< 4"), strict=True)
+    ]
     package = [a - b for a, b in zip(package, empty, strict=True)]
     rows.append(row("import coral_lab over an empty interpreter, s", package, "< 0.5"))
     rows.append(row('cl.load("mini") over importing torch and transformers, s', own, "< 0.7"))

@@ -12,13 +12,13 @@ import time
 import numpy as np
 from table import keep, megabytes, row
 
-from coral_lab.store.tables import Row, Vectors
+from coral_lab.store.tables import Record, Table
 
 COUNT, DIM, BATCH, SEARCHES = 51_177, 2048, 4096, 10
 
 
-def store_in(folder: str) -> Vectors:
-    return Vectors(folder, "synthetic", DIM, {"model": "synthetic"})
+def store_in(folder: str) -> Table:
+    return Table(folder, "synthetic", DIM, {"model": "synthetic"})
 
 
 def ingest(folder: str) -> dict[str, list[float]]:
@@ -29,8 +29,20 @@ def ingest(folder: str) -> dict[str, list[float]]:
         ids = range(start, min(start + BATCH, COUNT))
         vectors = random.standard_normal((len(ids), DIM), dtype=np.float32)
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-        rows = [Row(f"{i:032x}", "product", str(i), f"title {i}", "shoes" if i % 16 else "bag", "th", "TH", ("color=red",), thumbnail)
-                for i in ids]  # fmt: skip
+        rows = [
+            Record(
+                f"{i:032x}",
+                "product",
+                str(i),
+                f"title {i}",
+                "shoes" if i % 16 else "bag",
+                "th",
+                "TH",
+                ("color=red",),
+                thumbnail,
+            )
+            for i in ids
+        ]
         started = time.perf_counter()
         store_in(folder).commit(rows, vectors)
         seconds += time.perf_counter() - started
@@ -38,7 +50,9 @@ def ingest(folder: str) -> dict[str, list[float]]:
 
 
 def search(folder: str) -> dict[str, list[float]]:
-    """Peak memory of a process that opens the store and searches it, over its imports, and seconds a search."""
+    """Peak memory of a process that opens the store and searches it, over its imports, and seconds a
+    search.
+    """
     imported = megabytes("VmHWM")
     random, store, seconds = np.random.default_rng(1), store_in(folder), []
     for number in range(SEARCHES):
@@ -48,9 +62,14 @@ def search(folder: str) -> dict[str, list[float]]:
         seconds.append(time.perf_counter() - started)
         assert len(rows) == 10
     taken, size = megabytes("VmHWM") - imported, COUNT * DIM * 4 / 2**20
-    return {"search, s": seconds[::2], "search of one class, s": seconds[1::2], "imports, MB": [imported],
-            "peak memory over the imports, MB": [taken], "vectors, MB": [size],
-            "peak memory over the imports / vectors": [taken / size]}  # fmt: skip
+    return {
+        "search, s": seconds[::2],
+        "search of one class, s": seconds[1::2],
+        "imports, MB": [imported],
+        "peak memory over the imports, MB": [taken],
+        "vectors, MB": [size],
+        "peak memory over the imports / vectors": [taken / size],
+    }
 
 
 if __name__ == "__main__":

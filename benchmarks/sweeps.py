@@ -1,9 +1,9 @@
 """What many wordings of one query cost beside as many unrelated queries. Writes benchmarks/sweeps.csv.
 
-A query's pictures are looked at once, however many of its orders or languages are embedded, and what several orders
-begin with is read once. In another language the first words differ already, and all that follows them is read anew: the
-text model's whole share of the work is left. The model, a Qwen2.5-VL with random weights, and
-the pictures are those of benchmarks/encode.py.
+A query's pictures are looked at once, however many of its orders or languages are embedded, and what several
+orders begin with is read once. In another language the first words differ already, and all that follows them
+is read anew: the text model's whole share of the work is left. The model, a Qwen2.5-VL with random weights,
+and the pictures are those of benchmarks/encode.py.
 
 python benchmarks/sweeps.py
 """
@@ -17,7 +17,7 @@ from encode import DTYPES, RUNS, checkpoint, ours, products, seconds
 from table import keep, profiled, ratios, row
 
 from coral_lab import Condition, Query, load
-from coral_lab.mini.catalogue import LANGUAGES
+from coral_lab.prompts import LANGUAGES
 
 ATTRIBUTES = ("color", "brand", "pattern", "shape")
 

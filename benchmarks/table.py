@@ -21,8 +21,15 @@ COLUMNS = ["what", "median", "least", "most", "runs", "wanted", "machine"]
 
 def row(what: str, values: Sequence[float], wanted: str = "") -> dict:
     """Median and range of one figure over its runs; `wanted` is its bound in words, e.g. "≥ 2.5"."""
-    return {"what": what, "median": statistics.median(values), "least": min(values), "most": max(values),
-            "runs": len(values), "wanted": wanted, "machine": machine()}  # fmt: skip
+    return {
+        "what": what,
+        "median": statistics.median(values),
+        "least": min(values),
+        "most": max(values),
+        "runs": len(values),
+        "wanted": wanted,
+        "machine": machine(),
+    }
 
 
 def ratios(slow: Sequence[float], fast: Sequence[float]) -> list[float]:
@@ -31,7 +38,9 @@ def ratios(slow: Sequence[float], fast: Sequence[float]) -> list[float]:
 
 
 def keep(name: str, rows: Iterable[Mapping]) -> pd.DataFrame:
-    """Put rows into `benchmarks/<name>.csv`, in place of those of the same figure, and write the table anew."""
+    """Put rows into `benchmarks/<name>.csv`, in place of those of the same figure, and write the table
+    anew.
+    """
     found, file = pd.DataFrame(rows, columns=COLUMNS), HERE / f"{name}.csv"
     if file.is_file():
         old = pd.read_csv(file, keep_default_na=False)
@@ -48,8 +57,8 @@ def profiled(name: str) -> Iterator[None]:
         with profiled("encode"):
             encode(model, items)
 
-    Torch's operators by their own time, then Python's functions by theirs. Without PROFILE nothing is measured. Put no
-    timed run inside: a profile slows what it looks at.
+    Torch's operators by their own time, then Python's functions by theirs. Without PROFILE nothing is
+    measured. Put no timed run inside: a profile slows what it looks at.
     """
     if not os.environ.get("PROFILE"):
         yield
@@ -72,12 +81,14 @@ def machine() -> str:
     names = [
         line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")
     ]
-    return f"{names[0] if names else platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    name = names[0] if names else platform.processor() or platform.machine()
+    return f"{name}, {torch.get_num_threads()} threads"
 
 
 def megabytes(name: str) -> float:
-    """Memory of this process. VmHWM: the most so far, and unlike `ru_maxrss` nothing of the process that started it.
-    RssAnon: now, without pages of mapped files, which can be dropped at any time."""
+    """Memory of this process. VmHWM: the most so far, and unlike `ru_maxrss` nothing of the process that
+    started it. RssAnon: now, without pages of mapped files, which can be dropped at any time.
+    """
     return next(int(line.split()[1]) for line in _lines("/proc/self/status") if line.startswith(name)) / 1024
 
 
@@ -87,18 +98,35 @@ def _lines(file: str) -> list[str]:
 
 def write_readme() -> None:
     """benchmarks/README.md from the CSVs beside it."""
-    text = ["# Benchmarks", "", "`make bench` runs them all and writes this page; each peer runs in the same process, on the same checkpoint",
-            "and inputs, and its results are checked equal. Medians, with the range over the runs. Figures of coral-mini or of",
-            "random weights say how fast the code is, not how good CORAL is."]  # fmt: skip
+    text = [
+        "# Benchmarks",
+        "",
+        "`make bench` runs them all and writes this page; each peer runs in the same process, on the same "
+        "checkpoint",
+        "and inputs, and its results are checked equal. Medians, with the range over the runs. Figures of "
+        "coral-mini or of",
+        "random weights say how fast the code is, not how good CORAL is.",
+    ]
     for file in sorted(HERE.glob("*.csv")):
         table = pd.read_csv(file, keep_default_na=False)
         says = ast.get_docstring(ast.parse(file.with_suffix(".py").read_text(encoding="utf-8"))).splitlines()[
             0
         ]
-        text += ["", f"## {file.stem}", "", says, "", f"`python benchmarks/{file.stem}.py` · {'; '.join(dict.fromkeys(table['machine']))}", "",
-                 "| | median | range | runs | wanted |", "|---|---|---|---|---|"]  # fmt: skip
-        text += [f"| {r.what} | {_number(r.median)} | {_range(r)} | {r.runs} | {r.wanted} |"
-                 for r in table.itertuples()]  # fmt: skip
+        text += [
+            "",
+            f"## {file.stem}",
+            "",
+            says,
+            "",
+            f"`python benchmarks/{file.stem}.py` · {'; '.join(dict.fromkeys(table['machine']))}",
+            "",
+            "| | median | range | runs | wanted |",
+            "|---|---|---|---|---|",
+        ]
+        text += [
+            f"| {r.what} | {_number(r.median)} | {_range(r)} | {r.runs} | {r.wanted} |"
+            for r in table.itertuples()
+        ]
     (HERE / "README.md").write_text("\n".join(text) + "\n", encoding="utf-8")
 
 

@@ -1,10 +1,11 @@
-"""How many pairs a second are learnt from, beside the loop that anyone would write from the model card's code.
+"""How many pairs a second are learnt from, beside the loop that anyone would write from the model card's
+code.
 
 python benchmarks/training.py     coral-mini's base, 128 pairs a step, float32, a minute
 
-Both loops learn the same pairs from the same weights in turn, one step each, and their losses are held against each
-other. The plain loop gets its pictures opened; ours keeps them processed, as it does from the second epoch on. A row of
-its own says what the first epoch costs. PROFILE=1 names the top costs of a step.
+Both loops learn the same pairs from the same weights in turn, one step each, and their losses are held
+against each other. The plain loop gets its pictures opened; ours keeps them processed, as it does from the
+second epoch on. A row of its own says what the first epoch costs. PROFILE=1 names the top costs of a step.
 """
 
 import tempfile
@@ -18,11 +19,10 @@ from table import keep, profiled, ratios, row
 from torch.nn.functional import cross_entropy, normalize
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
-from coral_lab import Product, load, messages
-from coral_lab.mini.catalogue import catalogue
-from coral_lab.models.loading import DATA
-from coral_lab.training.contrastive import Pair, contrastive_objective
-from coral_lab.training.loop import TrainConfig, learning_rate, train
+from coral_lab import Product, dataset, load, messages
+from coral_lab.sources.package_files import shipped
+from coral_lab.training.contrastive import Pair, StepConfig, contrastive_objective
+from coral_lab.training.loop import TrainConfig, learning_rate, train_loop
 from coral_lab.training.pairs import pair_sampler, plain_pairs
 from coral_lab.training.reconstruction import CONTRASTIVE, decoders
 
@@ -32,7 +32,7 @@ CONFIG = TrainConfig(steps=RUNS + WARM, warmup=4, weight_decay=0.0, checkpoint_e
 
 def opened() -> Callable[[int], list[Pair]]:
     """The pairs of each step; their pictures are PIL images in memory."""
-    shop, images = catalogue("mini", "val"), {}
+    shop, images = dataset("mini", "val"), {}
 
     def picture(product: Product) -> Product:
         if product.id not in images:
@@ -50,7 +50,7 @@ def opened() -> Callable[[int], list[Pair]]:
 
 def plain_loop() -> Callable[[int, Sequence[Pair]], float]:
     """A training step as one writes it from the card: read, embed, InfoNCE, AdamW. It returns the loss."""
-    folder = DATA / "coral-mini-base"
+    folder = shipped("data/coral-mini-base")
     model = Qwen2_5_VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).train()
     processor = AutoProcessor.from_pretrained(folder)
     optimizer = torch.optim.AdamW(model.parameters(), betas=CONFIG.betas, weight_decay=0.0)
@@ -80,13 +80,19 @@ def plain_loop() -> Callable[[int, Sequence[Pair]], float]:
 
 
 def learn(pairs: Callable[[int], list[Pair]], seen: bool, before: Callable[[int], None] = lambda step: None):
-    """Seconds and losses of `train`'s steps, each after `before`; with pictures that were `seen` or not."""
+    """Seconds and losses of `train_loop`'s steps, each after `before`; with pictures that were `seen` or
+    not.
+    """
     model, seconds, losses = load(NAME), [], []
     if seen:
-        products = [product for step in range(CONFIG.steps) for pair in pairs(step)
-                    for product in (*pair.query.references, pair.positive)]  # fmt: skip
+        products = [
+            product
+            for step in range(CONFIG.steps)
+            for pair in pairs(step)
+            for product in (*pair.query.references, pair.positive)
+        ]
         model.pixels((product.image, product.id) for product in products)
-    own = contrastive_objective(model, decoders(model, CONTRASTIVE), pairs, CONTRASTIVE)
+    own = contrastive_objective(model, decoders(model, CONTRASTIVE), pairs, StepConfig(CONTRASTIVE))
 
     def objective(step: int):
         before(step)
@@ -98,7 +104,7 @@ def learn(pairs: Callable[[int], list[Pair]], seen: bool, before: Callable[[int]
         losses.append(line["contrastive"])
 
     with tempfile.TemporaryDirectory() as out:
-        train(model, objective, CONFIG, out, on_step=ended)
+        train_loop(model, objective, CONFIG, out, on_step=ended)
     with profiled("training" if seen else "training-first-epoch"):
         own(0)
     return seconds, losses

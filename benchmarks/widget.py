@@ -9,7 +9,7 @@ import coral_lab as cl
 from coral_lab.widgets.query_bench import QueryBench
 
 if __name__ == "__main__":
-    shop = cl.catalogue("mini")
+    shop = cl.dataset("mini")
     query = next(query for query in shop.queries if len(query.conditions) == 3)
     bench = QueryBench(cl.index(cl.load("mini"), shop.products), query)
     for turn in range(20):

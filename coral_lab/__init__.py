@@ -2,37 +2,52 @@
 
 import coral_lab as cl
 model = cl.load("mini")
-shop = cl.catalogue("mini")
+shop = cl.dataset("mini")
 cl.index(model, shop.products).search(shop.queries[0], k=10)
 """
 
+import ast
+from collections.abc import Callable
 from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from coral_lab.images import ItemError
-from coral_lab.interleaved import Condition, Product, Query, messages
-from coral_lab.mini.catalogue import catalogue
-
-# What needs torch is imported when it is first used, so that `import coral_lab` stays quick.
-_LATER = {
-    "load": "models",
-    "encode": "encoder",
-    "index": "evaluation",
-    "evaluate": "evaluation",
-    "merit": "merit_files",
-    "open_store": "store",
-}
-
-__all__ = ["Condition", "ItemError", "Product", "Query", "catalogue", "encode", "evaluate", "index", "load", "merit",
-           "messages", "open_store"]  # fmt: skip
-
-
-def __getattr__(name: str):
-    if name not in _LATER:
-        raise AttributeError(f"coral_lab has no {name!r}; it has {', '.join(__all__)}")
-    value = getattr(import_module(f"coral_lab.{_LATER[name]}"), name)
-    globals()[name] = value
-    return value
+if TYPE_CHECKING:
+    from coral_lab import errors as errors
+    from coral_lab.encoder import Settings as Settings
+    from coral_lab.encoder import encode as encode
+    from coral_lab.evaluation import evaluate as evaluate
+    from coral_lab.models.loading import load as load
+    from coral_lab.prompts import messages as messages
+    from coral_lab.query import Condition as Condition
+    from coral_lab.query import Dataset as Dataset
+    from coral_lab.query import Product as Product
+    from coral_lab.query import Query as Query
+    from coral_lab.retrieval import index as index
+    from coral_lab.sources.opening import dataset as dataset
+    from coral_lab.store.store import open_store as open_store
+    from coral_lab.training.from_data import train as train
 
 
-def __dir__():
-    return __all__
+def public(package: str, file: str) -> tuple[Callable[[str], object], Callable[[], list[str]], list[str]]:
+    """`__getattr__`, `__dir__` and `__all__` of a package: what the TYPE_CHECKING block of its `file`
+    imports.
+
+    Each name is imported when it is first used, so that `import coral_lab` is quick, and a room can be
+    entered without the packages that only some of it needs.
+    """
+    tree = ast.parse(Path(file).read_text(encoding="utf-8"))
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
+    homes = {alias.name: node.module for node in imports for alias in node.names}
+
+    def get(name: str) -> object:
+        if name not in homes:
+            raise AttributeError(f"{package} has no {name!r}; it has {', '.join(homes)}")
+        home = homes[name]
+        return import_module(f"{home}.{name}") if home == package else getattr(import_module(home), name)
+
+    return get, lambda: sorted(homes), sorted(homes)
+
+
+__getattr__, __dir__, __all__ = public(__name__, __file__)

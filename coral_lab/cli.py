@@ -1,8 +1,11 @@
-"""The command line: `coral-lab demo`, `evaluate`, `encode`, `train`, `experiment`, `report`, `data` and `download`."""
+"""The command line: `coral-lab demo`, `evaluate`, `encode`, `train`, `experiment`, `report`, `data` and
+`download`.
+"""
 
 import argparse
 import json
 import shlex
+import shutil
 import sys
 import time
 from dataclasses import replace
@@ -10,9 +13,18 @@ from pathlib import Path
 
 from coral_lab.errors import WorkbenchError
 
-CONFIG = {"steps": int, "learning_rate": float, "seed": int, "warmup": int, "evaluate_every": int,
-          "checkpoint_every": int, "accumulate": int, "precision": str}  # fmt: skip
+CONFIG = {
+    "steps": int,
+    "learning_rate": float,
+    "seed": int,
+    "warmup": int,
+    "evaluate_every": int,
+    "checkpoint_every": int,
+    "accumulate": int,
+    "precision": str,
+}
 TRAINED, ASKED = ("loss-ablation", "methods", "ood"), ("formats", "conditions", "mistakes")
+STEP = ("batch_size", "chunk", "negatives")
 CORAL = ("lambda1", "lambda2", "vision", "language", "mask_rate", "temperature")
 
 
@@ -65,13 +77,15 @@ def _parser() -> argparse.ArgumentParser:
         required=True,
         choices=("base", "answers", "contrastive", "coral", "all"),
         help="all makes coral-mini from scratch, each stage in a folder below --out",
-    )  # fmt: skip
+    )
     train.add_argument("--model", help="where to start; base starts from scratch without")
     train.add_argument("--out", required=True, type=Path)
     for name, kind in CONFIG.items():
         train.add_argument(f"--{name.replace('_', '-')}", type=kind)
     for name in CORAL:
-        train.add_argument(f"--{name.replace('_', '-')}", type=float, help="see coral_lab.training.reconstruction.Coral")
+        train.add_argument(
+            f"--{name.replace('_', '-')}", type=float, help="see coral_lab.training.reconstruction.Coral"
+        )
     train.add_argument("--batch-size", type=_positive, help="pairs a step; 128 by default")
     train.add_argument(
         "--chunk", type=_positive, help="pairs in memory at a time (GradCache); all by default"
@@ -81,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--device", help="cuda, mps or cpu; the best one there is by default")
 
     experiment = commands.add_parser(
-        "experiment", help="measure what the findings rest on; each cell once, kept in data/results"
+        "experiment", help="measure what the findings rest on; each cell once, kept in a folder"
     )
     experiment.set_defaults(command=_experiment)
     experiment.add_argument("name", choices=[*TRAINED, *ASKED])
@@ -94,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     asked.add_argument("--models", nargs="+", metavar="MODEL", help="the three shipped by default")
     asked.add_argument("--data", help="mini by default; see evaluate")
     asked.add_argument("--limit", type=_positive, help="only the first so many queries")
-    experiment.add_argument("--out", type=Path, help="where the results are kept; data/results by default")
+    experiment.add_argument("--out", type=Path, help="where results are kept; build/results by default")
 
     report = commands.add_parser("report", help="one offline HTML page about a checkpoint")
     report.set_defaults(command=_report)
@@ -105,6 +119,10 @@ def _parser() -> argparse.ArgumentParser:
     data.set_defaults(command=_data)
     data.add_argument("--out", required=True, type=Path)
     data.add_argument("--limit", type=_positive, help="only so many queries a split, and their products")
+
+    notebooks = commands.add_parser("notebooks", help="write the notebooks into a folder of your own")
+    notebooks.set_defaults(command=_notebooks)
+    notebooks.add_argument("--out", required=True, type=Path)
 
     download = commands.add_parser(
         "download", help="fetch a checkpoint or MERIT from the hub; goes on where it was stopped"
@@ -144,6 +162,12 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _settings(options):
+    from coral_lab.encoder import Settings
+
+    return Settings(batch_size=options.batch_size, store=options.store, on_error=options.on_error)
+
+
 def _load(options):
     from coral_lab.models.loading import load
 
@@ -157,13 +181,10 @@ def _load(options):
 
 
 def _data_of(options):
-    """MERIT-mini or MERIT; what was skipped is said."""
-    from coral_lab.mini.catalogue import catalogue
-    from coral_lab.sources.merit import merit
+    """The dataset; what was skipped is said."""
+    from coral_lab.sources.opening import dataset
 
-    if options.data == "mini":
-        return catalogue("mini", options.split)
-    shop = merit(options.data, options.split, offline=options.offline, on_error=options.on_error)
+    shop = dataset(options.data, options.split, offline=options.offline, on_error=options.on_error)
     _say_skipped(shop.skipped)
     return shop
 
@@ -180,8 +201,8 @@ def _demo(options) -> None:
 
 
 def _evaluate(options) -> None:
-    from coral_lab.evaluation import evaluate, index
     from coral_lab.mini.naming import name_attributes
+    from coral_lab.retrieval import index
 
     model, shop = _load(options), _data_of(options)
     if options.attributes:
@@ -192,11 +213,11 @@ def _evaluate(options) -> None:
             table.round(4).to_csv(options.csv, index=False)
         return
     started = time.perf_counter()
-    given = {"batch_size": options.batch_size, "store": options.store}
-    pool = index(model, shop.products, on_error=options.on_error, **given)
+    pool = index(model, shop.products, options.format, _settings(options))
     _say_skipped(pool.skipped)
-    result = evaluate(model, shop.queries[: options.limit], pool, format=options.format,
-                      exclude_references=not options.keep_references, **given)  # fmt: skip
+    exclude = not options.keep_references
+    result = pool.evaluate(shop.queries[: options.limit], exclude_references=exclude)
+    _say_skipped(result.skipped)
     print(result)
     print(
         "the first hit has the wanted: "
@@ -205,7 +226,7 @@ def _evaluate(options) -> None:
     if options.json:
         _parent(options.json)
         seconds = round(time.perf_counter() - started, 1)
-        facts = {"data": shop.name, "format": options.format, "encoder": repr(model), "seconds": seconds}
+        facts = {"data": shop.name, "encoder": repr(model), "seconds": seconds}
         result.write_json(options.json, **facts, command=shlex.join(["coral-lab", *options.arguments]))
     if options.run:
         _parent(options.run)
@@ -223,12 +244,12 @@ def _encode(options) -> None:
     import numpy as np
     import pandas as pd
 
-    from coral_lab.evaluation import index
+    from coral_lab.retrieval import index
 
     if options.out.suffix not in (".npy", ".parquet"):
         raise ValueError(f"--out is {options.out}; end it in .npy or .parquet")
-    pool = index(_load(options), _data_of(options).products[: options.limit], batch_size=options.batch_size,
-                 store=options.store, on_error=options.on_error)  # fmt: skip
+    products = _data_of(options).products[: options.limit]
+    pool = index(_load(options), products, settings=_settings(options))
     _say_skipped(pool.skipped)
     embeddings = pool.embeddings
     _parent(options.out)
@@ -242,58 +263,58 @@ def _encode(options) -> None:
 
 
 def _train(options) -> None:
-    from coral_lab.mini.recipe import DEFAULTS, run, run_all
+    from coral_lab.mini.recipe import DEFAULTS, train_all, train_stage
     from coral_lab.models.loading import load
-    from coral_lab.training import distributed as parallel
-    from coral_lab.training.reconstruction import CONTRASTIVE, Coral
+    from coral_lab.training import distributed
+    from coral_lab.training.from_data import OBJECTIVES
 
-    parallel.start()  # before the model is loaded: each process has a device of its own
+    distributed.start()  # before the model is loaded: each process has a device of its own
 
     def given(names) -> dict:
         return {name: getattr(options, name) for name in names if getattr(options, name) is not None}
 
     if options.stage == "all":
-        if other := given(["model", "batch_size", "chunk", "negatives", "lora", *CORAL]):
+        if other := given(["model", *STEP, "lora", *CORAL]):
             raise ValueError(f"--stage all takes no {', '.join(other)}; leave it out, or train one stage")
-        run_all(options.out, given(CONFIG), options.device)
+        train_all(options.out, given(CONFIG), options.device)
         return print(f"saved below {options.out}, each stage with its log.csv")
     config = replace(DEFAULTS[options.stage], **given(CONFIG))
-    coral = replace(Coral() if options.stage == "coral" else CONTRASTIVE, **given(CORAL))
+    step = OBJECTIVES.get(options.stage)
+    if step is not None:
+        step = replace(step, coral=replace(step.coral, **given(CORAL)), **given(STEP))
     # Parameters learn in float32, whatever the network runs in.
     model = load(options.model, device=options.device, dtype="float32") if options.model else None
-    run(options.stage, model, options.out, config, coral=coral,
-        **given(["batch_size", "chunk", "negatives", "lora", "device"]))  # fmt: skip
+    lora, device = options.lora, options.device
+    train_stage(options.stage, model, options.out, config, step=step, lora=lora, device=device)
     print(f"saved in {options.out}, with its log in {options.out / 'log.csv'}")
 
 
 def _experiment(options) -> None:
-    from coral_lab.replication import experiments as trials
-    from coral_lab.replication.cells import RESULTS, compare, read
+    from coral_lab.replication import experiments
+    from coral_lab.replication.cells import RESULTS, compare_arms, read_results
 
     out = options.out or RESULTS
     ignored = ("models", "data", "limit") if options.name in TRAINED else ("seeds", "steps", "start", "arms")
     if other := [f"--{name}" for name in ignored if getattr(options, name) is not None]:
         raise ValueError(f"experiment {options.name} takes no {', '.join(other)}; leave it out")
     if options.name in TRAINED:
-        arms = trials.ARMS[options.name]
+        arms = experiments.ARMS[options.name]
         if other := sorted({*(options.arms or arms)} - {*arms}):
             raise ValueError(f"{options.name} has no arm {other}; choose from {', '.join(map(repr, arms))}")
-        given = {
-            name: getattr(options, name) for name in ("seeds", "steps", "start") if getattr(options, name)
-        }
-        table = trials.train_and_measure(
-            options.name, arms={arm: arms[arm] for arm in options.arms or arms}, out=out, **given
-        )
+        names = [name for name in ("seeds", "steps", "start") if getattr(options, name)]
+        plan = experiments.Plan(**{name: getattr(options, name) for name in names})
+        chosen = {arm: arms[arm] for arm in options.arms or arms}
+        table = experiments.train_and_measure(options.name, plan, arms=chosen, out=out)
     else:
         options.data = options.data or "mini"
         options.split, options.offline, options.on_error = "test", False, "raise"
         shop = _data_of(options)
         shop = replace(shop, queries=shop.queries[: options.limit])
-        models = options.models or trials.CHECKPOINTS
+        models = options.models or experiments.CHECKPOINTS
         command = shlex.join(["coral-lab", *_without_out(options.arguments)])
-        table = trials.ASKED[options.name](shop, models, command=command, out=out)
+        table = experiments.ASKED[options.name](shop, models, command=command, out=out)
     if options.name == "loss-ablation":
-        table = compare(read(out / "loss-ablation-ranks.csv", "query"))
+        table = compare_arms(read_results(out / "loss-ablation-ranks.csv", "query"))
     print(table.round(4).to_string(index=False))
 
 
@@ -304,13 +325,12 @@ def _without_out(arguments: list[str]) -> list[str]:
 
 
 def _report(options) -> None:
-    from coral_lab.evaluation import index
-    from coral_lab.replication.report import report
+    from coral_lab.replication.report_page import report
+    from coral_lab.retrieval import index
 
     shop = _data_of(options)
     shop = replace(shop, queries=shop.queries[: options.limit])
-    pool = index(_load(options), shop.products, batch_size=options.batch_size, store=options.store,
-                 on_error=options.on_error)  # fmt: skip
+    pool = index(_load(options), shop.products, settings=_settings(options))
     _say_skipped(pool.skipped)
     print(report(pool, shop, options.out, command=shlex.join(["coral-lab", *options.arguments])))
     print(f"the report is in {options.out}")
@@ -319,7 +339,7 @@ def _report(options) -> None:
 def _download(options) -> None:
     from coral_lab.models.loading import FILES
     from coral_lab.sources.hub import download
-    from coral_lab.sources.merit import files
+    from coral_lab.sources.merit_files import files
 
     if not (options.model or options.data):
         raise ValueError("nothing to download; name --model Bia/CORAL, --data WeiChow/merit or both")
@@ -332,15 +352,29 @@ def _download(options) -> None:
             for name in files(split)
         ]
         print(
-            f"{options.data} is in {download(options.data, wanted, kind='dataset', revision=options.revision)}"
+            f"{options.data} is in "
+            f"{download(options.data, wanted, kind='dataset', revision=options.revision)}"
         )
 
 
 def _data(options) -> None:
-    from coral_lab.mini.catalogue import write_merit
+    from coral_lab.sources.opening import dataset
+    from coral_lab.sources.writing import write_merit
 
-    write_merit(options.out, limit=options.limit)
+    for split in ("train", "test"):
+        write_merit(dataset("mini", split), options.out, split, options.limit)
     print(f"MERIT-mini is in {options.out}")
+
+
+def _notebooks(options) -> None:
+    from coral_lab.sources.package_files import shipped
+
+    if options.out.exists() and any(options.out.iterdir()):
+        raise ValueError(f"--out {options.out} is not empty; name a new or empty folder")
+    options.out.mkdir(parents=True, exist_ok=True)
+    for file in sorted(shipped("notebooks").glob("[0-9]*.ipynb")):
+        shutil.copyfile(file, options.out / file.name)
+        print(options.out / file.name)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,56 @@
-"""What a user can mend: every such error says what to do."""
+"""Every error that a user can mend: each says what was found, what is wanted, and the way out."""
+
+from importlib import import_module
+from types import ModuleType
 
 
 class WorkbenchError(RuntimeError):
-    """A checkpoint, a download or a store that cannot be used. (A single item that cannot is an ItemError.)"""
+    """A checkpoint, a download or a store that cannot be used. (A single item that cannot is an
+    ItemError.)
+    """
+
+
+class CheckpointError(WorkbenchError):
+    """A checkpoint that cannot be used."""
+
+
+class HubError(WorkbenchError):
+    """A repository on the hub that cannot be had."""
+
+
+class StoreError(WorkbenchError):
+    """A store that cannot be used."""
+
+
+class ItemError(ValueError):
+    """One product, query or message that cannot be used. `item` names it, `problem` says why."""
+
+    def __init__(self, item: str, problem: str):
+        super().__init__(f"{item}: {problem}")
+        self.item, self.problem = item, problem
+
+    def __reduce__(self):
+        return ItemError, (self.item, self.problem)
+
+
+class ModelMismatchError(ValueError):
+    """Embeddings of one model asked about with another."""
+
+
+class MissingExtraError(WorkbenchError, ImportError):
+    """A package that is not installed; the message names the extra that brings it."""
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """Import a package that only one use needs. Raises MissingExtraError naming the extra of
+    pyproject.toml.
+    """
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name and error.name.partition(".")[0] != module.partition(".")[0]:
+            raise  # the package is there, and something that it needs is not
+        package = module.partition(".")[0]
+        raise MissingExtraError(
+            f"this needs {package}, which is not installed; run: pip install 'coral-lab[{extra}]'"
+        ) from error

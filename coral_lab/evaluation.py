@@ -1,134 +1,51 @@
-"""Searching a pool with queries, and measuring how well that goes."""
+"""Measuring how well a pool is searched: ranked results, metrics with intervals, breakdowns."""
 
 import json
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float32, Int64
+from jaxtyping import Bool, Float32, Int64
 
 from coral_lab import metrics
-from coral_lab.encoder import encode, encode_all
-from coral_lab.hits import Hits, hits
-from coral_lab.images import ItemError
-from coral_lab.interleaved import Format, Product, Query, name_of
+from coral_lab.encoder import Settings, encode_all
+from coral_lab.errors import ItemError, ModelMismatchError
 from coral_lab.metrics import Estimate
-from coral_lab.models.loading import Model
-from coral_lab.store.topk import Pool, prepare, top_k
+from coral_lab.models.loading import Model, same_embeddings
+from coral_lab.prompts import Format, format_name
+from coral_lab.query import Product, Query, name_of
+from coral_lab.retrieval import Index, index, ranking
 
 METRICS = ("R@1", "R@5", "R@10", "MRR@10", "nDCG@10")
 
 
 @dataclass(frozen=True, eq=False)
-class Index:
-    """An encoded candidate pool: `embeddings` [product, dim] are L2-normalised float32, rows as `products`.
-
-    `skipped` says which products could not be used, if that was allowed; they are not among `products`.
-    """
-
-    model: Model
-    products: Sequence[Product]
-    embeddings: Float32[np.ndarray, "product dim"]
-    format: str | Format = "seq"
-    skipped: tuple[ItemError, ...] = ()
-
-    @cached_property
-    def rows(self) -> Mapping[str, int]:
-        return {product.id: row for row, product in enumerate(self.products)}
-
-    @cached_property
-    def pool(self) -> Pool:
-        """The embeddings prepared for many searches: a large pool takes a quarter more memory."""
-        return prepare(self.embeddings)
-
-    def search(self, query: Query, k: int = 10, *, exclude_references: bool = True) -> Hits:
-        """The `k` best products for one query. Its references are left out unless they are positives."""
-        embedding = encode(self.model, query, format=self.format, store="")
-        scores, rows = ranking([query], embedding, self, k, exclude_references=exclude_references)
-        found = zip(scores[0], rows[0], strict=True)
-        return hits(query, ((self.products[row], score) for score, row in found if row >= 0))
-
-    def __repr__(self) -> str:
-        return f"Index({len(self.products):,} products, {self.model.name!r}, {self.model.dim} dimensions)"
-
-
-def index(
-    model: Model,
-    products: Iterable[Product],
-    *,
-    format: str | Format = "seq",
-    batch_size: int = 32,
-    progress: bool | None = None,
-    store: str | os.PathLike | None = None,
-    on_error: str = "raise",
-) -> Index:
-    """Encode a pool of products; `store`, `batch_size` and `on_error` are those of `encode`.
-
-    With `on_error` "skip" the pool goes without products that cannot be used; `Index.skipped` lists them. Raises
-    ItemError for two products with one id, ValueError for a pool of which nothing is left.
-    """
-    products = tuple(products)
-    seen: set[str] = set()
-    for product in products:
-        if product.id in seen:
-            raise ItemError(name_of(product), "its id stands twice in the pool; give every product its own")
-        seen.add(product.id)
-    found = encode_all(
-        model, products, batch_size=batch_size, progress=progress, store=store, on_error=on_error
-    )
-    gone = {i for i, _ in found.skipped}
-    kept = [i for i in range(len(products)) if i not in gone]
-    if not kept:
-        raise ValueError(f"the pool has no products ({len(gone)} were skipped); give at least one")
-    return Index(model, tuple(products[i] for i in kept), found.rows[kept], format,
-                 tuple(error for _, error in found.skipped))  # fmt: skip
-
-
-def ranking(
-    queries: Sequence[Query], embeddings: Float32[np.ndarray, "query dim"], index: Index, k: int, *,
-    exclude_references: bool = True,
-) -> tuple[Float32[np.ndarray, "query k"], Int64[np.ndarray, "query k"]]:  # fmt: skip
-    """Scores and rows of the `k` best of each query; row -1 and score NaN where the pool has no more."""
-    left_out = [_left_out(query, index) if exclude_references else () for query in queries]
-    spare = max(map(len, left_out), default=0)
-    scores, rows = top_k(embeddings, index.pool, k + spare)
-    kept = np.array([~np.isin(row, list(out)) for row, out in zip(rows, left_out, strict=True)]).reshape(
-        rows.shape
-    )
-    order = np.argsort(~kept, axis=1, kind="stable")[:, :k]
-    gone = ~np.take_along_axis(kept, order, 1)
-    rows, scores = np.take_along_axis(rows, order, 1), np.take_along_axis(scores, order, 1)
-    return np.where(gone, np.float32("nan"), scores), np.where(gone, -1, rows)
-
-
-def _left_out(query: Query, index: Index) -> set[int]:
-    """Rows of the references: the query shows them, so finding them proves nothing."""
-    ids = {product.id for product in query.references} - set(query.positives)
-    return {index.rows[id] for id in ids if id in index.rows}
-
-
-@dataclass(frozen=True, eq=False)
 class Result:
-    """What `evaluate` measured: ranked rows [query, k] of the pool, and the metrics they give."""
+    """What `evaluate` measured: of each query the `ranked` rows of the pool, and the metrics they give.
+
+    A row is -1 and its score NaN where the pool has no more. `skipped` are queries that could not be used, if
+    that was allowed; they are not among `queries`.
+    """
 
     model: str
     queries: Sequence[Query]
     products: Sequence[Product]
-    rows: Int64[np.ndarray, "query k"]
+    ranked: Int64[np.ndarray, "query k"]
     scores: Float32[np.ndarray, "query k"]
+    format: str = "seq"
+    skipped: tuple[ItemError, ...] = ()
 
     @cached_property
     def ids(self) -> np.ndarray:
         return np.array([product.id for product in self.products] + [""], dtype=object)
 
     @cached_property
-    def relevant(self) -> np.ndarray:
-        """Whether each result is a positive: bool [query, k]."""
-        found = self.ids[self.rows]
+    def relevant(self) -> Bool[np.ndarray, "query k"]:
+        """Whether each result is a positive."""
+        found = self.ids[self.ranked]
         return np.array(
             [[id in set(q.positives) for id in row] for q, row in zip(self.queries, found, strict=True)]
         )
@@ -145,10 +62,15 @@ class Result:
             "nDCG@10": metrics.ndcg(self.relevant, positives),
         }
         groups = [
-            {"query": q.id, "language": q.title_language, "class": q.class_name, "conditions": len(q.conditions),
-             "attributes": tuple(c.attribute for c in q.conditions)}
+            {
+                "query": q.id,
+                "language": q.title_language,
+                "class": q.class_name,
+                "conditions": len(q.conditions),
+                "attributes": tuple(c.attribute for c in q.conditions),
+            }
             for q in self.queries
-        ]  # fmt: skip
+        ]
         return pd.DataFrame(groups).assign(rank=ranks, **values)
 
     @cached_property
@@ -157,7 +79,9 @@ class Result:
         return {name: metrics.estimate(self.per_query[name].to_numpy()) for name in METRICS}
 
     def by(self, group: str) -> pd.DataFrame:
-        """Metrics by "language", "class", "attribute" or "conditions"; a query counts for each attribute it asks."""
+        """Metrics by "language", "class", "attribute" or "conditions"; a query counts for each attribute it
+        asks.
+        """
         if group not in ("language", "class", "attribute", "conditions"):
             raise ValueError(f"group is {group!r}; choose language, class, attribute or conditions")
         frame = self.per_query
@@ -176,7 +100,7 @@ class Result:
     def met_by_first(self) -> dict[str, float]:
         """How often the first hit has the wanted class, and meets a condition, by its attribute."""
         met: dict[str, list[bool]] = {}
-        for query, row in zip(self.queries, self.rows[:, 0], strict=True):
+        for query, row in zip(self.queries, self.ranked[:, 0], strict=True):
             if row < 0:  # nothing but its own references in the pool
                 continue
             first = self.products[row]
@@ -191,7 +115,7 @@ class Result:
         """The run in TREC's format: `query Q0 product rank score name`, one line a result."""
         name = self.model.replace(" ", "_").replace("/", "_")
         with Path(file).open("w", encoding="utf-8") as handle:
-            for query, rows, scores in zip(self.queries, self.rows, self.scores, strict=True):
+            for query, rows, scores in zip(self.queries, self.ranked, self.scores, strict=True):
                 for rank, (row, score) in enumerate(zip(rows, scores, strict=True), 1):
                     if row >= 0:
                         handle.write(f"{query.id} Q0 {self.products[row].id} {rank} {score:.6f} {name}\n")
@@ -201,15 +125,21 @@ class Result:
         content = {
             "metrics": {name: value.mean for name, value in self.metrics.items()},
             "intervals": {name: [value.low, value.high] for name, value in self.metrics.items()},
-            "n_queries": len(self.queries), "pool": len(self.products), "model": self.model, **facts,
-        }  # fmt: skip
+            "n_queries": len(self.queries),
+            "pool": len(self.products),
+            "model": self.model,
+            "format": self.format,
+            "skipped": [str(error) for error in self.skipped],
+            **facts,
+        }
         Path(file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
     def __repr__(self) -> str:
         head = (
             f"{self.model}: {len(self.queries):,} queries over {len(self.products):,} products, 95% intervals"
         )
-        return "\n".join([head, *(f"  {name:8s} {value}" for name, value in self.metrics.items())])
+        left_out = [f"  {len(self.skipped)} queries skipped"] if self.skipped else []
+        return "\n".join([head, *(f"  {name:8s} {value}" for name, value in self.metrics.items()), *left_out])
 
 
 def _metric_row(group: str, value, frame: pd.DataFrame) -> dict:
@@ -224,34 +154,70 @@ def evaluate(
     model: Model,
     queries: Iterable[Query],
     products: Iterable[Product] | Index,
+    format: str | Format | None = None,
     *,
-    format: str | Format = "seq",
     k: int = 100,
-    exclude_references: bool = True,
-    batch_size: int = 32,
-    progress: bool | None = None,
-    store: str | os.PathLike | None = None,
+    settings: Settings | None = None,
 ) -> Result:
     """Rank the pool for every query, to depth `k`, and measure it as MERIT's authors do.
 
-    `products` may be an index that was made before; `store` is that of `encode`. Reference products are left out of
-    their own query's ranking unless they are positives. Raises ValueError for no queries or k < 10, ItemError for a
-    query without positives in the pool.
+    `products` may be an index that was made before: it owns its format and settings, which `format` and
+    `settings` replace for this call. Reference products are left out of their own query's ranking unless they
+    are positives (`Index.evaluate` can keep them). Raises ModelMismatchError for an index of another model,
+    and what `measure` does.
     """
-    queries = tuple(queries)
+    if not isinstance(products, Index):
+        pool = index(model, products, format or "seq", settings or Settings())
+        return measure(pool, queries, k=k)
+    if not same_embeddings(model, products.model):
+        raise ModelMismatchError(
+            f"the index was made by {products.model.name!r} and the model is {model.name!r}; use "
+            f"index.evaluate(queries), "
+            "or give the products themselves"
+        )
+    return measure(products, queries, format, k=k, settings=settings)
+
+
+def measure(
+    index: Index,
+    queries: Iterable[Query],
+    format: str | Format | None = None,
+    *,
+    k: int = 100,
+    exclude_references: bool = True,
+    settings: Settings | None = None,
+) -> Result:
+    """What `Index.evaluate` gives. The index's format and settings hold unless others are named.
+
+    With `on_error` "skip" queries that cannot be read, and those without a positive in the pool, are left out
+    and listed. Raises ValueError for no queries or k < 10, ItemError for such a query.
+    """
+    queries, settings = tuple(queries), settings or index.settings
     if not queries or k < metrics.DEPTH:
         raise ValueError(f"{len(queries)} queries to depth {k}; give at least 1 and {metrics.DEPTH}")
-    pool = (
-        products
-        if isinstance(products, Index)
-        else index(model, products, batch_size=batch_size, progress=progress, store=store)
-    )
+    answered, skipped = _with_answers(index, queries)
+    if skipped and settings.on_error == "raise":
+        raise skipped[0]
+    found = encode_all(index.model, answered, format or index.format, settings)
+    gone = {i for i, _ in found.skipped}
+    kept = [i for i in range(len(answered)) if i not in gone]
+    skipped += [error for _, error in found.skipped]
+    if not kept:
+        raise ValueError(
+            f"none of {len(queries)} queries can be used ({skipped[0]}); give at least one that can"
+        )
+    chosen = tuple(answered[i] for i in kept)
+    scores, rows = ranking(chosen, found.embeddings[kept], index, k, exclude_references=exclude_references)
+    name = format_name(format or index.format)
+    return Result(index.model.name, chosen, index.products, rows, scores, name, tuple(skipped))
+
+
+def _with_answers(index: Index, queries: Sequence[Query]) -> tuple[list[Query], list[ItemError]]:
+    answered, skipped = [], []
     for query in queries:
-        if not any(id in pool.rows for id in query.positives):
-            raise ItemError(
-                name_of(query),
-                f"none of its {len(query.positives)} positives is in the pool; check the split",
-            )
-    embeddings = encode(model, queries, format=format, batch_size=batch_size, progress=progress, store=store)
-    scores, rows = ranking(queries, embeddings, pool, k, exclude_references=exclude_references)
-    return Result(model.name, queries, pool.products, rows, scores)
+        if any(id in index.row_of for id in query.positives):
+            answered.append(query)
+        else:
+            problem = f"none of its {len(query.positives)} positives is in the pool; check the split"
+            skipped.append(ItemError(name_of(query), problem))
+    return answered, skipped

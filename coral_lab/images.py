@@ -1,32 +1,28 @@
-"""Opening pictures safely, one way for all of them: upright, RGB, on white, or an error that names the item."""
+"""Opening pictures safely, one way for all of them: upright, RGB, on white, or an error that names the item.
+
+And as small pictures for HTML.
+"""
 
 import base64
 import io
 import warnings
 from collections.abc import Callable
+from html import escape
 from pathlib import Path
 
 from PIL import Image, ImageOps
 
+from coral_lab.errors import ItemError
+
 Picture = Image.Image | Path | str | bytes | Callable[[], Image.Image | Path | bytes]
-"""A picture in memory, a local file, encoded bytes, or a function that draws or reads it when it is needed."""
+"""A picture in memory, a local file, encoded bytes, or a function that draws or reads it when it is needed.
+"""
 
 MAX_PIXELS = 89_478_485
 """Pillow's own limit against decompression bombs, about 9,500 x 9,500 pixels; more is refused here."""
 
 MAX_ASPECT_RATIO = 200
 """Qwen2.5-VL's image processor refuses longer strips (transformers `smart_resize`)."""
-
-
-class ItemError(ValueError):
-    """One product, query or message that cannot be used. `item` names it, `problem` says why."""
-
-    def __init__(self, item: str, problem: str):
-        super().__init__(f"{item}: {problem}")
-        self.item, self.problem = item, problem
-
-    def __reduce__(self):
-        return ItemError, (self.item, self.problem)
 
 
 def open_image(picture: Picture, item: str) -> Image.Image:
@@ -102,6 +98,16 @@ def jpeg(picture: Picture, item: str, size: int) -> bytes:
 def thumbnail(picture: Picture, item: str, size: int = 96) -> str:
     """The picture as a JPEG `data:` address of at most `size` pixels a side, for HTML."""
     return "data:image/jpeg;base64," + base64.b64encode(jpeg(picture, item, size)).decode()
+
+
+def img(address: str | None, size: int, alt: str, inline: bool = False) -> str:
+    """An `<img>` of `size` pixels, or a dashed box that says there is no picture."""
+    style = f"width:{size}px;height:{size}px;object-fit:contain;border-radius:6px;"
+    style += "vertical-align:middle;margin:2px" if inline else "display:block;margin:0 auto 6px"
+    if address is None:
+        style += ";display:inline-block;border:1px dashed #8886;text-align:center"
+        return f'<span style="{style}">no picture</span>'
+    return f'<img src="{address}" alt="{escape(alt, quote=True)}" style="{style}">'
 
 
 def paste_together(images: list[Image.Image]) -> Image.Image:

@@ -1,7 +1,7 @@
 """Retrieval metrics as MERIT's authors compute them, with bootstrap intervals and paired tests.
 
-All metrics start from ranks: for each query the rank, from 1, of its best-placed positive, or `MISS` beyond the depth
-that was looked at (arXiv 2506.03144 and the authors' metric function).
+All metrics start from ranks: for each query the rank, from 1, of its best-placed positive, or `MISS` beyond
+the depth that was looked at (arXiv 2506.03144 and the authors' metric function).
 """
 
 from collections.abc import Callable
@@ -65,7 +65,8 @@ def estimate(
         return Estimate(float("nan"), float("nan"), float("nan"), 0)
     if np.ptp(values) == 0:  # every resample is the same
         return Estimate(values[0], values[0], values[0], len(values))
-    # Values repeat (hits are 0 or 1), so draw how often each occurs instead of drawing rows: same law, far less work.
+    # Values repeat (hits are 0 or 1), so draw how often each occurs instead of drawing rows: same law, far
+    # less work.
     distinct, counts = np.unique(values, return_counts=True)
     draws = np.random.default_rng(seed).multinomial(len(values), counts / len(values), size=resamples)
     means = draws @ distinct / len(values)
@@ -78,8 +79,8 @@ def crossed_estimate(
 ) -> Estimate:
     """Mean over queries and training seeds; the interval draws both anew (pigeonhole bootstrap, Owen 2007).
 
-    Other queries and other runs are both possible, so it is wider than one over queries alone. Raises ValueError for
-    no values.
+    Other queries and other runs are both possible, so it is wider than one over queries alone. Raises
+    ValueError for no values.
     """
     draw = _crossed(values.shape, resamples, seed)
     return _percentiles(values.mean(), draw(values), len(values), confidence)
@@ -92,14 +93,16 @@ def crossed_change(
     resamples: int = 2000,
     seed: int = 0,
 ) -> Estimate:
-    """Relative change of the mean against a baseline's on the same queries and seeds: 0.5 is half as much again.
+    """Relative change of the mean against a baseline's on the same queries and seeds: 0.5 is half as much
+    again.
 
-    The interval is that of `crossed_estimate`, both drawn alike. Raises ValueError for values that do not pair up, or
-    a baseline that is zero throughout.
+    The interval is that of `crossed_estimate`, both drawn alike. Raises ValueError for values that do not
+    pair up, or a baseline that is zero throughout.
     """
     if values.shape != baseline.shape or not baseline.any():
         raise ValueError(
-            f"values are of shape {values.shape}, the baseline's of {baseline.shape} with mean {baseline.mean():.3g}; "
+            f"values are of shape {values.shape}, the baseline's of {baseline.shape} with mean "
+            f"{baseline.mean():.3g}; "
             "give both systems' values for the same queries and seeds, the baseline's not all 0"
         )
     draw = _crossed(values.shape, resamples, seed)
@@ -147,8 +150,15 @@ def paired_difference(
     interval = estimate(difference, seed=seed)
     if len(a) == 1 or not difference.any():  # flipping signs tells nothing
         return Difference(interval.mean, interval.low, interval.high, 1.0, len(a))
-    test = stats.permutation_test((difference,), lambda x, axis: x.mean(axis), permutation_type="samples",
-                                  n_resamples=9999, vectorized=True, rng=seed, batch=256)  # fmt: skip
+    test = stats.permutation_test(
+        (difference,),
+        lambda x, axis: x.mean(axis),
+        permutation_type="samples",
+        n_resamples=9999,
+        vectorized=True,
+        rng=seed,
+        batch=256,
+    )
     return Difference(interval.mean, interval.low, interval.high, float(test.pvalue), len(a))
 
 

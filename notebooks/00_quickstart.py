@@ -14,17 +14,33 @@
 # %% [markdown]
 # # Quickstart: one question, a ranked gallery
 #
-# **Question.** A shopper points at two pictures: *"a backpack with the brand of this one and the colour of that
-# one"*. Can one embedding of that whole sentence, pictures included, find the right product among thousands?
+# [![Open in
+# Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/coral-lab/coral_lab/blob/main/notebooks/00_quickstart.ipynb)
+# [![Open in
+# Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src=https://github.com/coral-lab/coral_lab/blob/main/notebooks/00_quickstart.ipynb)
+#
+# **Question.** A shopper points at two pictures: *"a backpack with the brand of this one and the colour of
+# that one"*. Can one embedding of that whole sentence, pictures included, find the right product among
+# thousands?
 #
 # CORAL says yes: a Qwen2.5-VL that reads the interleaved query, and whose last hidden state is the embedding
-# ([arXiv 2506.03144](https://arxiv.org/abs/2506.03144)). This notebook runs on **coral-mini**, a small model of the
-# same architecture that ships with this repository, over **MERIT-mini**, a catalogue of drawn products. Its figures
-# say nothing about the paper's model. MODEL below takes any other checkpoint.
+# ([arXiv 2506.03144](https://arxiv.org/abs/2506.03144)). This notebook runs on **coral-mini**, a small model
+# of the same architecture that ships with this repository, over **MERIT-mini**, a catalogue of drawn
+# products. Its figures say nothing about the paper's model. MODEL below takes any other checkpoint.
+
+# %% tags=["install"]
+# In the workbench's own environment this does nothing; on Colab or Kaggle it installs what is missing. A
+# wheel of your own goes in as its path, in place of the name.
+from importlib.util import find_spec
+
+from IPython import get_ipython
+
+if find_spec("coral_lab") is None:
+    get_ipython().run_line_magic("pip", "install --quiet coral-lab[all]")
 
 # %% tags=["parameters"]
 MODEL = "mini"  # or "Bia/CORAL", or a folder
-DATA = "mini"
+DATA = "mini"  # or "WeiChow/merit", or a folder with its files
 QUERIES = 300  # how many queries to measure with
 K = 10
 
@@ -34,17 +50,18 @@ import torch
 from qwen_vl_utils import process_vision_info
 
 import coral_lab as cl
+from coral_lab.sources import shipped
 
 model = cl.load(MODEL)
-shop = cl.catalogue(DATA)
+shop = cl.dataset(DATA, on_error="skip")
 print(f"{len(shop.products):,} products to find, {len(shop.queries):,} queries")
 model
 
 # %% [markdown]
 # ## A product and a query show themselves
 #
-# A product is a picture, a title in one of five languages, and facts. The picture shows some of them, the title says
-# others: brand and pattern can be seen, material and origin only read.
+# A product is a picture, a title in one of five languages, and facts. The picture shows some of them, the
+# title says others: brand and pattern can be seen, material and origin only read.
 
 # %%
 shop.products[0]
@@ -56,8 +73,8 @@ query
 # %% [markdown]
 # ## The model card's code, by hand
 #
-# `messages` gives what the model card writes out by hand: text, picture, text, picture, text. The next cell is the
-# card's own code, less its two `.to("cuda")`.
+# `messages` gives what the model card writes out by hand: text, picture, text, picture, text. The next cell
+# is the card's own code, less its two `.to("cuda")`.
 
 # %%
 conversation = cl.messages(query)
@@ -70,8 +87,8 @@ by_hand = torch.nn.functional.normalize(outputs.hidden_states[-1][:, -1, :], dim
 print(text)
 
 # %% [markdown]
-# **Prediction.** `encode` runs the vision tower once for each picture, skips the language-model head and sorts texts
-# by length. It should still give the same vector.
+# **Prediction.** `encode` runs the vision tower once for each picture, skips the language-model head and
+# sorts texts by length. It should still give the same vector.
 
 # %%
 ours = cl.encode(model, query)
@@ -82,8 +99,8 @@ assert difference < (1e-5 if model.dtype == torch.float32 else 1e-2)
 # %% [markdown]
 # ## Search
 #
-# Encode the pool once, then ask. **Prediction**, before you run it: the wanted class should be right nearly always. Of
-# the conditions, which will the model miss first, those that are seen or those that are read?
+# Encode the pool once, then ask. **Prediction**, before you run it: the wanted class should be right nearly
+# always. Of the conditions, which will the model miss first, those that are seen or those that are read?
 
 # %%
 index = cl.index(model, shop.products)
@@ -96,8 +113,10 @@ hits.table()
 # %% [markdown]
 # ## How good is that?
 #
-# R@k is the share of queries with a right answer among the first k; MRR@10 the mean of 1 / rank of the best-placed one,
-# 0 beyond ten: as the paper's authors compute them. A query's own reference pictures are left out of its ranking.
+# R@k is the share of queries with a right answer among the first k; MRR@10 the mean of 1 / rank of the
+# best-placed one,
+# 0 beyond ten: as the paper's authors compute them. A query's own reference pictures are left out of its
+# ranking.
 
 # %%
 result = cl.evaluate(model, shop.queries[:QUERIES], index)
@@ -113,17 +132,18 @@ print(f"We observe: queries that ask for {best['value']} are answered best (R@1 
 print(f"those that ask for {weakest['value']} worst (R@1 {weakest['R@1']:.2f}).")
 
 # %% [markdown]
-# The paper's figures are for a model two thousand times larger on 51,177 photographs. They stand here for orientation,
-# and cannot be compared with ours.
+# The paper's figures are for a model two thousand times larger on 51,177 photographs. They stand here for
+# orientation, and cannot be compared with ours.
 
 # %%
-published = pd.read_csv("../data/published.csv")
+published = pd.read_csv(shipped("data/published.csv"))
 published[["method", "size", "input", "training", "R@1", "R@5", "R@10", "MRR@10", "source"]]
 
 # %% [markdown]
 # ## A query of your own
 #
-# Choose any products as references. What is wanted, and which attribute of each, is up to you; `text` says the rest.
+# Choose any products as references. What is wanted, and which attribute of each, is up to you; `text` says
+# the rest.
 
 # %%
 red = next(p for p in shop.products if p.attributes["color"] == ("red",))
@@ -150,8 +170,12 @@ def as_list(query):
 
 card_format = cl.evaluate(model, shop.queries[:QUERIES], index)
 list_format = cl.evaluate(model, shop.queries[:QUERIES], index, format=as_list)
-pd.DataFrame({name: {k: str(v) for k, v in r.metrics.items()} for name, r in
-              {"the card's format": card_format, "as a list": list_format}.items()})  # fmt: skip
+pd.DataFrame(
+    {
+        name: {k: str(v) for k, v in r.metrics.items()}
+        for name, r in {"the card's format": card_format, "as a list": list_format}.items()
+    }
+)
 
 # %%
 change = list_format.metrics["R@1"].mean - card_format.metrics["R@1"].mean
@@ -162,9 +186,12 @@ print(
 # %% [markdown]
 # ## Summary
 #
-# - A query is data: a wanted class, conditions in order, free text. `cl.messages` words it as the model card does.
-# - `cl.encode`, `cl.index`, `index.search` and `cl.evaluate` are all it takes, and give what the card's code gives.
+# - A query is data: a wanted class, conditions in order, free text. `cl.messages` words it as the model card
+#   does.
+# - `cl.encode`, `cl.index`, `index.search` and `cl.evaluate` are all it takes, and give what the card's code
+#   gives.
 # - What a model cannot see or read, it cannot retrieve by: look at the breakdown by attribute first.
 #
-# **Exercise.** Swap the two conditions of `mine` with `mine.reordered((1, 0))` and search again. Do the first five
-# change? Then leave the titles out of the references (`dataclasses.replace(red, title="")`): which attributes suffer?
+# **Exercise.** Swap the two conditions of `mine` with `mine.reordered((1, 0))` and search again. Do the first
+# five change? Then leave the titles out of the references (`dataclasses.replace(red, title="")`): which
+# attributes suffer?

@@ -14,12 +14,27 @@
 # %% [markdown]
 # # A tour of the data: what is asked, and where can the answer be seen?
 #
-# **Question.** MERIT asks for products by *several* conditions, each shown by another product
-# ([arXiv 2506.03144](https://arxiv.org/abs/2506.03144)). Before any model: what is in such data, and what would a
-# model have to see, and to read, to answer?
+# [![Open in
+# Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/coral-lab/coral_lab/blob/main/notebooks/01_merit_tour.ipynb)
+# [![Open in
+# Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src=https://github.com/coral-lab/coral_lab/blob/main/notebooks/01_merit_tour.ipynb)
 #
-# By default this is **MERIT-mini**, a drawn catalogue with MERIT's structure. With `DATA = "WeiChow/merit"`, or a folder
-# with its files, the same cells show MERIT itself.
+# **Question.** MERIT asks for products by *several* conditions, each shown by another product
+# ([arXiv 2506.03144](https://arxiv.org/abs/2506.03144)). Before any model: what is in such data, and what
+# would a model have to see, and to read, to answer?
+#
+# By default this is **MERIT-mini**, a drawn catalogue with MERIT's structure. With `DATA = "WeiChow/merit"`,
+# or a folder with its files, the same cells show MERIT itself.
+
+# %% tags=["install"]
+# In the workbench's own environment this does nothing; on Colab or Kaggle it installs what is missing. A
+# wheel of your own goes in as its path, in place of the name.
+from importlib.util import find_spec
+
+from IPython import get_ipython
+
+if find_spec("coral_lab") is None:
+    get_ipython().run_line_magic("pip", "install --quiet coral-lab[all]")
 
 # %% tags=["parameters"]
 DATA = "mini"  # or "WeiChow/merit", or a folder with its files
@@ -35,23 +50,22 @@ import pandas as pd
 import plotly.express as px
 
 import coral_lab as cl
-from coral_lab.hits import Gallery
-from coral_lab.mini.catalogue import LANGUAGES, retitle
-from coral_lab.sources.merit import OUT_OF_DISTRIBUTION, out_of_distribution
+from coral_lab.results import Gallery
 from coral_lab.study.plots import PALETTE
 
 pd.set_option("display.max_colwidth", None)  # titles in full
-shop = cl.catalogue(DATA, SPLIT) if DATA == "mini" else cl.merit(DATA, SPLIT, on_error="skip")
+shop = cl.dataset(DATA, SPLIT, on_error="skip")
 chance = random.Random(SEED)
 print(
-    f"{shop.name}: {len(shop.products):,} products, {len(shop.queries):,} queries, {len(shop.skipped)} lines skipped"
+    f"{shop.name}: {len(shop.products):,} products, {len(shop.queries):,} queries, {len(shop.skipped)} "
+    f"lines skipped"
 )
 
 # %% [markdown]
 # ## Products
 #
-# A picture, a title in one of five languages, a class, a country, and attributes: the ground truth, of which picture
-# and title show only some.
+# A picture, a title in one of five languages, a class, a country, and attributes: the ground truth, of which
+# picture and title show only some.
 
 # %%
 shop.products[0]
@@ -81,9 +95,9 @@ figure.update_layout(
 # %% [markdown]
 # ## One listing, several variants
 #
-# Shops list a product once, in several colours or sizes. Half of the queries are made from such siblings: they agree in
-# one attribute and differ in another, so the near misses are *very* near. **Prediction.** Look at the row below: which
-# single attribute tells each product from its neighbour?
+# Shops list a product once, in several colours or sizes. Half of the queries are made from such siblings:
+# they agree in one attribute and differ in another, so the near misses are *very* near. **Prediction.** Look
+# at the row below: which single attribute tells each product from its neighbour?
 
 # %%
 query = next(q for q in shop.queries if len(q.hard_negatives) > 1)
@@ -93,7 +107,8 @@ Gallery(siblings, [", ".join(v for vs in p.attributes.values() for v in vs) for 
 # %% [markdown]
 # ## Queries
 #
-# A wanted class, conditions in order, and free text. The reference products show the values; no word says them.
+# A wanted class, conditions in order, and free text. The reference products show the values; no word says
+# them.
 
 # %%
 query
@@ -108,11 +123,17 @@ print("conditions a query:", dict(sorted(conditions.items())))
 print("asked for most:", dict(asked.most_common(8)))
 
 # %% [markdown]
-# **How many right answers has a query?** MERIT keeps a query only if they are more than none and under 5% of the pool.
+# **How many right answers has a query?** MERIT keeps a query only if they are more than none and under 5% of
+# the pool.
 # **Prediction.** Will queries with more conditions have more right answers, or fewer?
 
 # %%
-answers = pd.DataFrame({"conditions": [len(q.conditions) for q in shop.queries], "right answers": [len(q.positives) for q in shop.queries]})  # fmt: skip
+answers = pd.DataFrame(
+    {
+        "conditions": [len(q.conditions) for q in shop.queries],
+        "right answers": [len(q.positives) for q in shop.queries],
+    }
+)
 by_conditions = (
     answers.groupby("conditions")["right answers"].describe()[["count", "mean", "50%", "max"]].round(1)
 )
@@ -120,46 +141,52 @@ by_conditions
 
 # %%
 fewest, most = by_conditions["mean"].iloc[0], by_conditions["mean"].iloc[-1]
-print(f"We observe: {fewest:.1f} right answers on average with {by_conditions.index[0]} conditions, {most:.1f} with {by_conditions.index[-1]};")  # fmt: skip
+print(
+    f"We observe: {fewest:.1f} right answers on average with {by_conditions.index[0]} conditions, "
+    f"{most:.1f} with {by_conditions.index[-1]};"
+)
 print(f"at most {answers['right answers'].max() / len(shop.products):.1%} of the pool.")
 
 # %% [markdown]
 # ## The same title in five languages
 #
-# Any product of MERIT-mini can be titled in any of its languages, so the language can change while everything else
-# stays (MERIT has one title a product).
+# Any product of MERIT-mini can be titled in any of its languages, so the language can change while everything
+# else stays (MERIT has one title a product).
 
 # %%
 product = chance.choice(shop.products)
-titles = [retitle(product, language).title for language in LANGUAGES] if DATA == "mini" else [product.title]
-pd.DataFrame({"language": LANGUAGES if DATA == "mini" else [product.language], "title": titles})
+retitle, languages = shop.traits.retitle, shop.traits.languages
+versions = [retitle(product, language) for language in languages] if retitle else [product]
+pd.DataFrame({"language": [v.language for v in versions], "title": [v.title for v in versions]})
 
 # %% [markdown]
 # ## Out of distribution
 #
-# The authors hold back three languages, three classes and three attributes: a model trained without them is tested on
-# them alone. `cl.merit(…, ood="class")` gives these splits by name.
+# The authors hold back three languages, three classes and three attributes: a model trained without them is
+# tested on them alone. `cl.merit(…, ood="class")` gives these splits by name.
 
 # %%
 pd.DataFrame(
     {
         kind: {
             "held back": ", ".join(values),
-            "queries unseen": len(out_of_distribution(shop, kind).queries),
-            "queries seen": len(out_of_distribution(shop, kind, unseen=False).queries),
+            "queries unseen": len(shop.out_of_distribution(kind).queries),
+            "queries seen": len(shop.out_of_distribution(kind, unseen=False).queries),
         }
-        for kind, values in OUT_OF_DISTRIBUTION.items()
+        for kind, values in shop.traits.held_back.items()
     }
 ).T
 
 # %% [markdown]
-# The paper's own counts, for MERIT as a whole: 135,000 products, 320,000 queries (310,000 of them for training), 116
-# attributes with 2,594 values, a test pool of 51,177 products; most queries have two conditions.
+# The paper's own counts, for MERIT as a whole: 135,000 products, 320,000 queries (310,000 of them for
+# training), 116 attributes with 2,594 values, a test pool of 51,177 products; most queries have two
+# conditions.
 #
 # ## Summary
 #
 # - Answers must agree with *every* condition; near misses agree with all but one, and are in the pool.
-# - Some attributes can only be seen, others only read. A model without one of the two senses cannot answer all.
+# - Some attributes can only be seen, others only read. A model without one of the two senses cannot answer
+#   all.
 #
-# **Exercise.** Choose a class with `shop.where(class_name="shoes")` and an attribute with `attribute="material"`. How
-# many of those queries could be answered from titles alone? From pictures alone?
+# **Exercise.** Choose a class with `shop.where(class_name="shoes")` and an attribute with
+# `attribute="material"`. How many of those queries could be answered from titles alone? From pictures alone?

@@ -14,11 +14,26 @@
 # %% [markdown]
 # # Embedding geometry: what does the space look like, and what does a map of it hide?
 #
+# [![Open in
+# Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/coral-lab/coral_lab/blob/main/notebooks/02_embedding_geometry.ipynb)
+# [![Open in
+# Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src=https://github.com/coral-lab/coral_lab/blob/main/notebooks/02_embedding_geometry.ipynb)
+#
 # **Question.** Retrieval training moves every product. Does the space become rounder, do pictures and
 # titles come together, do a few products end up near everything? And can you trust the pretty map?
 #
 # Everything here is measured on **coral-mini** and MERIT-mini, and says nothing about the paper's model
 # ([arXiv 2506.03144](https://arxiv.org/abs/2506.03144)). MODELS and DATA take any other.
+
+# %% tags=["install"]
+# In the workbench's own environment this does nothing; on Colab or Kaggle it installs what is missing. A
+# wheel of your own goes in as its path, in place of the name.
+from importlib.util import find_spec
+
+from IPython import get_ipython
+
+if find_spec("coral_lab") is None:
+    get_ipython().run_line_magic("pip", "install --quiet coral-lab[all]")
 
 # %% tags=["parameters"]
 MODELS = ["mini-base", "mini-contrastive", "mini"]  # in the order of training; or "Bia/CORAL", or folders
@@ -35,14 +50,15 @@ import numpy as np
 import pandas as pd
 
 import coral_lab as cl
-from coral_lab.evaluation import Index
-from coral_lab.hits import Gallery
+from coral_lab.results import Gallery
+from coral_lab.retrieval import Index
+from coral_lab.sources import shipped
 from coral_lab.study import geometry
 from coral_lab.study.comparison import judged
 from coral_lab.study.plots import matrix, scatter
 
 # %%
-shop = cl.catalogue(DATA) if DATA == "mini" else cl.merit(DATA, on_error="skip")
+shop = cl.dataset(DATA, on_error="skip")
 products = shop.products[:PRODUCTS]
 models = {name: cl.load(name) for name in MODELS}
 first, last = MODELS[0], MODELS[-1]
@@ -173,7 +189,7 @@ ours.rename_axis(f"ours, {len(products):,} products")
 # orientation, not for comparison. That table has no measure of geometry to stand beside ours.
 
 # %%
-published = pd.read_csv("../data/published.csv")
+published = pd.read_csv(shipped("data/published.csv"))
 published[(published["input"] == "Seq") & (published["training"] != "LoRA")][
     ["method", "size", "R@1", "source"]
 ]
@@ -217,11 +233,13 @@ matrix(beyond, "Shared with neighbours, beyond chance", "share", middle=0.0)
 gained = (agree[last] - agree[first]).sort_values()
 strongest = beyond[last].drop(["class", "language"]).idxmax()
 print(
-    f"We observe, from {first} to {last}: shared with neighbours {gained.index[-1]} {gained.iloc[-1]:+.2f} (most), "
+    f"We observe, from {first} to {last}: shared with neighbours {gained.index[-1]} {gained.iloc[-1]:+.2f} "
+    f"(most), "
     f"{gained.index[0]} {gained.iloc[0]:+.2f} (least)."
 )
 print(
-    f"Of the attributes, {last} gathers {strongest} most: {agree.loc[strongest, last]:.0%} of neighbours share it, "
+    f"Of the attributes, {last} gathers {strongest} most: {agree.loc[strongest, last]:.0%} of neighbours "
+    f"share it, "
     f"{chance[strongest]:.0%} by chance."
 )
 
@@ -311,7 +329,8 @@ scatter(
 moves = np.linalg.norm(aligned[1] - aligned[0], axis=1)
 far = pd.Series(moves).groupby(facts["class"]).median().sort_values()
 print(
-    f"We observe: products of class {far.index[-1]} move furthest on these maps, those of class {far.index[0]} least."
+    f"We observe: products of class {far.index[-1]} move furthest on these maps, those of class "
+    f"{far.index[0]} least."
 )
 
 # %% [markdown]

@@ -14,12 +14,27 @@
 # %% [markdown]
 # # Condition order: does it matter which wish comes first?
 #
+# [![Open in
+# Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/coral-lab/coral_lab/blob/main/notebooks/03_condition_order.ipynb)
+# [![Open in
+# Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src=https://github.com/coral-lab/coral_lab/blob/main/notebooks/03_condition_order.ipynb)
+#
 # **Question.** *"The brand of A and the colour of B"* and *"the colour of B and the brand of A"* ask for
 # the same. Does a model answer the same? If not, does the first wish weigh more, or the last? And is there
 # a wish it does not hear at all?
 #
 # Measured on **coral-mini** and MERIT-mini; the paper's model ([arXiv
 # 2506.03144](https://arxiv.org/abs/2506.03144)) may do otherwise. MODEL and DATA take any other.
+
+# %% tags=["install"]
+# In the workbench's own environment this does nothing; on Colab or Kaggle it installs what is missing. A
+# wheel of your own goes in as its path, in place of the name.
+from importlib.util import find_spec
+
+from IPython import get_ipython
+
+if find_spec("coral_lab") is None:
+    get_ipython().run_line_magic("pip", "install --quiet coral-lab[all]")
 
 # %% tags=["parameters"]
 MODEL = "mini"  # or "Bia/CORAL", or a folder
@@ -36,17 +51,16 @@ import numpy as np
 import pandas as pd
 
 import coral_lab as cl
-from coral_lab.hits import Gallery
 from coral_lab.metrics import estimate, paired_difference
-from coral_lab.study import sweeps as ablations
-from coral_lab.study.comparison import compare, conditions_met, pool_for
+from coral_lab.results import Gallery
+from coral_lab.study import attribution, compare_edits, conditions_met, edits, heeded, sweep
 from coral_lab.study.plots import bars, differences, estimates_by, matrix
 
 # %%
 model = cl.load(MODEL)
-shop = cl.catalogue(DATA) if DATA == "mini" else cl.merit(DATA, on_error="skip")
+shop = cl.dataset(DATA, on_error="skip")
 queries = shop.where(conditions=CONDITIONS).queries[:QUERIES]
-index = cl.index(model, pool_for(shop, queries, PRODUCTS))
+index = cl.index(model, shop.smaller_pool(queries, PRODUCTS))
 print(f"{len(queries)} queries of {CONDITIONS} conditions over {len(index.products):,} products")
 
 # %% [markdown]
@@ -77,7 +91,7 @@ query = queries[0]
 query
 
 # %%
-one = ablations.sweep(index, [query], ablations.orders, k=K)
+one = sweep(index, [query], edits.orders, k=K)
 columns = ["edit", "rank", "rank_shift", "score", "spread", "overlap", "first"]
 one[columns].round(3)
 
@@ -95,7 +109,7 @@ print(
 # queries.
 
 # %%
-table = ablations.sweep(index, queries, ablations.orders, k=K)
+table = sweep(index, queries, edits.orders, k=K)
 table = table[table["edit"] != "as asked"].assign(right=lambda t: (t["rank"] == 1).astype(float))
 asked = table["edit"].iloc[0]  # "0-1-2"
 other = table[table["edit"] != asked].assign(moved=lambda t: t["rank_shift"].abs())
@@ -128,7 +142,7 @@ print(f"We observe: {gap:.0%} of the queries are answered in some orders and not
 # being several (Holm). **Prediction.** The queries' own order is random. Should any order win?
 
 # %%
-tests = compare(table, "edit", asked)
+tests = compare_edits(table, "edit", asked)
 tests.round(4)
 
 # %%
@@ -151,8 +165,11 @@ print(f"We observe: {verdict} (smallest corrected p {least:.2f}, {len(queries)} 
 met = conditions_met(table["edited"], [shop.product(id) for id in table["first"]])
 by_place = met.groupby(["query", "place"])["met"].mean().unstack()
 names = {place: f"{place + 1}." for place in by_place}
-bars({names[place]: estimate(by_place[place].dropna().to_numpy()) for place in by_place},
-     "The first hit meets the condition that was asked …", "share")  # fmt: skip
+bars(
+    {names[place]: estimate(by_place[place].dropna().to_numpy()) for place in by_place},
+    "The first hit meets the condition that was asked …",
+    "share",
+)
 
 # %%
 both = by_place.iloc[:, [0, -1]].dropna().to_numpy()
@@ -170,8 +187,8 @@ print(f"{leads} weighs more." if bias.p < 0.05 else "no bias can be told.")
 # averaged over all orders.
 
 # %%
-orders = [edited for query in queries[:50] for _, edited in ablations.orders(query)]
-gains = ablations.heeded(index, orders)
+orders = [edited for query in queries[:50] for _, edited in edits.orders(query)]
+gains = heeded(index, orders)
 by_place = gains.groupby(["query", "condition"])["gain"].mean().unstack()
 places = {f"{place + 1}.": estimate(by_place[place].dropna().to_numpy()) for place in by_place}
 bars(places, "What a condition adds, by its place", "gain in cosine")
@@ -189,10 +206,8 @@ print(f"We observe: first less last {bias.mean:+.3f} [{bias.low:+.3f}, {bias.hig
 # something that it has never seen; trust what both say. **Prediction.** Which attribute adds least?
 
 # %%
-takes = {"left out": ablations.dropped, "neutralised": ablations.neutralised}
-gains = {
-    name: ablations.heeded(index, queries, how=how).sort_values("attribute") for name, how in takes.items()
-}
+takes = {"left out": edits.dropped, "neutralised": edits.neutralised}
+gains = {name: heeded(index, queries, how=how).sort_values("attribute") for name, how in takes.items()}
 heard = {name: estimates_by(table, "attribute", "gain") for name, table in gains.items()}
 bars(heard, "What a condition adds to products that meet it, beyond others", "gain in cosine")
 
@@ -208,16 +223,16 @@ print(f"Not told from being ignored: {', '.join(deaf) or 'none'}.")
 # titles taken away, pictures described.
 
 # %%
-swap = ablations.swapped(ablations.shown_by(shop.queries))
+swap = edits.swapped(edits.shown_by(shop.queries))
 kinds = [
-    ablations.dropped,
-    ablations.neutralised,
+    edits.dropped,
+    edits.neutralised,
     swap,
-    ablations.images_only,
-    ablations.text_only,
-    ablations.captioned,
+    edits.images_only,
+    edits.text_only,
+    edits.captioned,
 ]
-costs = ablations.sweep(index, queries, kinds, k=K).assign(right=lambda t: (t["rank"] == 1).astype(float))
+costs = sweep(index, queries, kinds, k=K).assign(right=lambda t: (t["rank"] == 1).astype(float))
 
 # %%
 titles = {"without": "one left out", "neutral": "one neutralised", "another": "one swapped"}
@@ -227,8 +242,10 @@ bars(estimates_by(each, "kind", "right"), "The old answer still comes first", "s
 
 # %%
 cost = each.groupby("kind")["right"].mean()
-print(f"We observe: R@1 {cost['as asked']:.2f} as asked; {cost['images only']:.2f} without titles, "
-      f"{cost['text only']:.2f} without pictures, {cost['captions']:.2f} with the pictures described.")  # fmt: skip
+print(
+    f"We observe: R@1 {cost['as asked']:.2f} as asked; {cost['images only']:.2f} without titles, "
+    f"{cost['text only']:.2f} without pictures, {cost['captions']:.2f} with the pictures described."
+)
 
 # %% [markdown]
 # The paper names the same failure, a model that sees only global semantics and misses single conditions. Its
@@ -243,7 +260,7 @@ print(f"We observe: R@1 {cost['as asked']:.2f} as asked; {cost['images only']:.2
 index.search(query, 5)
 
 # %%
-parts = ablations.attribution(index, query, k=5)
+parts = attribution(index, query, k=5)
 parts["asked"] = parts["attribute"] + " " + parts["value"]
 grid = parts.pivot(index="rank", columns="asked", values="score_drop").rename_axis(index="hit", columns=None)
 matrix(grid, "What each condition adds to a hit's score", "cosine", middle=0.0)

@@ -14,6 +14,11 @@
 # %% [markdown]
 # # Languages: ask in Thai, find in Vietnamese?
 #
+# [![Open in
+# Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/coral-lab/coral_lab/blob/main/notebooks/04_languages.ipynb)
+# [![Open in
+# Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src=https://github.com/coral-lab/coral_lab/blob/main/notebooks/04_languages.ipynb)
+#
 # **Question.** MERIT's shops write in five languages ([arXiv
 # 2506.03144](https://arxiv.org/abs/2506.03144)). If the same products were titled in another, would the
 # same query find them? And is *language* a direction in the space, which could be taken out?
@@ -21,6 +26,16 @@
 # MERIT-mini can title any product in any of its languages, so here nothing but the language changes. MERIT
 # has one title a product: there `cl.evaluate(…).by("language")` compares queries that differ in more than
 # that. Measured on **coral-mini**; the paper's model may do otherwise.
+
+# %% tags=["install"]
+# In the workbench's own environment this does nothing; on Colab or Kaggle it installs what is missing. A
+# wheel of your own goes in as its path, in place of the name.
+from importlib.util import find_spec
+
+from IPython import get_ipython
+
+if find_spec("coral_lab") is None:
+    get_ipython().run_line_magic("pip", "install --quiet coral-lab[all]")
 
 # %% tags=["parameters"]
 MODEL = "mini"  # or "Bia/CORAL", or a folder
@@ -34,20 +49,21 @@ import pandas as pd
 from sklearn.neighbors import NearestCentroid
 
 import coral_lab as cl
-from coral_lab.evaluation import Index
 from coral_lab.metrics import estimate, holm, paired_difference
-from coral_lab.mini.catalogue import LANGUAGES, retitle
+from coral_lab.retrieval import Index
 from coral_lab.study import geometry
-from coral_lab.study.comparison import conditions_met, first_hits, judged, pool_for
+from coral_lab.study.comparison import conditions_met, first_hits, judged
+from coral_lab.study.edits import apply, code_switched, retitled, translated
 from coral_lab.study.plots import bars, differences, matrix, scatter
-from coral_lab.study.sweeps import apply, code_switched, translated
 
 # %%
-model, shop = cl.load(MODEL), cl.catalogue("mini")
+model, shop = cl.load(MODEL), cl.dataset("mini")
 queries = shop.queries[:QUERIES]
-pool = pool_for(shop, queries, PRODUCTS)
+pool = shop.smaller_pool(queries, PRODUCTS)
+retitle, languages = shop.traits.retitle, shop.traits.languages
 print(
-    f"{len(queries)} queries over {len(pool):,} products, in {len(LANGUAGES)} languages: {', '.join(LANGUAGES)}"
+    f"{len(queries)} queries over {len(pool):,} products, in {len(languages)} languages: "
+    f"{', '.join(languages)}"
 )
 
 # %% [markdown]
@@ -58,19 +74,19 @@ print(
 
 # %%
 product = pool[0]
-versions = [retitle(product, language) for language in LANGUAGES]
+versions = [retitle(product, language) for language in languages]
 rows = cl.encode(model, versions)
-pd.DataFrame({"title": [version.title for version in versions]}, LANGUAGES)
+pd.DataFrame({"title": [version.title for version in versions]}, languages)
 
 # %%
-matrix(pd.DataFrame(rows @ rows.T, LANGUAGES, LANGUAGES), "One product in two languages", "cosine")
+matrix(pd.DataFrame(rows @ rows.T, languages, languages), "One product in two languages", "cosine")
 
 # %%
 alike = [p for p in pool if p.class_name == product.class_name and p != product][:30]
 other = (
     cl.encode(model, [retitle(p, product.language) for p in alike]) @ cl.encode(model, product)[0]
 ).mean()
-cross = (rows @ rows.T)[np.triu_indices(len(LANGUAGES), 1)].mean()
+cross = (rows @ rows.T)[np.triu_indices(len(languages), 1)].mean()
 print(
     f"We observe: mean cosine {cross:.3f} for one product in two languages, "
     f"{other:.3f} for two products of a class in one."
@@ -83,11 +99,13 @@ print(
 # Will the diagonal be higher? By how much?
 
 # %%
-indexes = {language: cl.index(model, [retitle(p, language) for p in pool]) for language in LANGUAGES}
-asked = {language: cl.encode(model, apply(translated(titles=language), queries)) for language in LANGUAGES}
-results = {(a, b): judged(indexes[b], queries, asked[a]) for a in LANGUAGES for b in LANGUAGES}
+indexes = {language: cl.index(model, [retitle(p, language) for p in pool]) for language in languages}
+asked = {
+    language: cl.encode(model, apply(retitled(shop.traits, language), queries)) for language in languages
+}
+results = {(a, b): judged(indexes[b], queries, asked[a]) for a in languages for b in languages}
 r1 = pd.Series({pair: result.metrics["R@1"].mean for pair, result in results.items()}).unstack()
-r1 = r1.loc[list(LANGUAGES), list(LANGUAGES)].rename_axis(index="references in", columns="catalogue in")
+r1 = r1.loc[list(languages), list(languages)].rename_axis(index="references in", columns="catalogue in")
 matrix(r1, "R@1", "R@1")
 
 # %%
@@ -113,8 +131,10 @@ within, across = (
     pd.concat([met[a, b] for a, b in met if (a == b) is equal]).groupby(keys)["met"].mean()
     for equal in (True, False)
 )
-found = {key: paired_difference(across[within.index].xs(key, level="attribute").to_numpy(), own.to_numpy())
-         for key, own in within.groupby("attribute")}  # fmt: skip
+found = {
+    key: paired_difference(across[within.index].xs(key, level="attribute").to_numpy(), own.to_numpy())
+    for key, own in within.groupby("attribute")
+}
 
 # %%
 suffer = pd.DataFrame({key: vars(own) for key, own in found.items()}).T.rename(columns={"mean": "difference"})
@@ -126,8 +146,10 @@ differences(
 
 # %%
 loses = suffer.index[(suffer["p (Holm)"] < 0.05) & (suffer["difference"] < 0)]
-print(f"We observe: {', '.join(loses) or 'no attribute'} can be told to suffer when languages differ; "
-      f"lowest is {suffer.index[0]} ({suffer['difference'].iloc[0]:+.3f}).")  # fmt: skip
+print(
+    f"We observe: {', '.join(loses) or 'no attribute'} can be told to suffer when languages differ; "
+    f"lowest is {suffer.index[0]} ({suffer['difference'].iloc[0]:+.3f})."
+)
 
 # %% [markdown]
 # And where? Each attribute by the language of the references, over catalogues in the four *other*
@@ -145,8 +167,11 @@ matrix(where, "Across languages", "share")
 # %%
 gap = where.max(axis=1) - where.min(axis=1)
 most = where.loc[gap.idxmax()]
-print(f"We observe: {gap.idxmax()} differs most by the language of the references ({most.min():.2f} with {most.idxmin()}, "
-      f"{most.max():.2f} with {most.idxmax()}), {gap.idxmin()} least ({gap.min():.2f}).")  # fmt: skip
+print(
+    f"We observe: {gap.idxmax()} differs most by the language of the references ({most.min():.2f} with "
+    f"{most.idxmin()}, "
+    f"{most.max():.2f} with {most.idxmax()}), {gap.idxmin()} least ({gap.min():.2f})."
+)
 
 # %% [markdown]
 # ## The instruction's own words, and mixed languages
@@ -157,9 +182,9 @@ print(f"We observe: {gap.idxmax()} differs most by the language of the reference
 
 # %%
 plain = cl.index(model, pool)
-edits = {f"sentence {language}": translated(instruction=language) for language in LANGUAGES}
-edits |= {f"titles {language}": translated(titles=language) for language in LANGUAGES}
-edits |= {"code-switched": code_switched}
+edits = {f"sentence {language}": translated(language) for language in languages}
+edits |= {f"titles {language}": retitled(shop.traits, language) for language in languages}
+edits |= {"code-switched": code_switched(shop.traits)}
 mixed = {"as asked": cl.evaluate(model, queries, plain)}
 mixed |= {name: cl.evaluate(model, apply(edit, queries), plain) for name, edit in edits.items()}
 bars({name: result.metrics["R@1"] for name, result in mixed.items()}, "The catalogue as it is", "R@1")
@@ -184,23 +209,25 @@ print(f"Told from the query as asked: {', '.join(told) or 'none'}.")
 # the means have not seen?
 
 # %%
-stacked = np.concatenate([indexes[language].embeddings for language in LANGUAGES])
-labels = np.repeat(LANGUAGES, len(pool))
-half = np.tile(np.random.default_rng(SEED).permutation(len(pool)) % 2 == 0, len(LANGUAGES))
+stacked = np.concatenate([indexes[language].embeddings for language in languages])
+labels = np.repeat(languages, len(pool))
+half = np.tile(np.random.default_rng(SEED).permutation(len(pool)) % 2 == 0, len(languages))
 share = geometry.between(stacked, labels)
 told = NearestCentroid().fit(stacked[half], labels[half]).score(stacked[~half], labels[~half])
-print(f"We observe: {share:.1%} of the variance lies between languages. The nearest mean, from one half of the "
-      f"products,\ntells the language of {told:.0%} of the other half (chance {1 / len(LANGUAGES):.0%}).")  # fmt: skip
+print(
+    f"We observe: {share:.1%} of the variance lies between languages. The nearest mean, from one half of the "
+    f"products,\ntells the language of {told:.0%} of the other half (chance {1 / len(languages):.0%})."
+)
 
 # %%
 names, means = geometry.group_means(stacked, labels)
 language = geometry.directions(means)
 some = np.random.default_rng(SEED).choice(len(pool), min(150, len(pool)), replace=False)
-drawn = np.concatenate([indexes[name].embeddings[some] for name in LANGUAGES])
+drawn = np.concatenate([indexes[name].embeddings[some] for name in languages])
 maps = {"most variance": geometry.pca(drawn)[0], "languages differ most": drawn @ language[:2].T}
 scatter(
     maps,
-    np.repeat(LANGUAGES, len(some)),
+    np.repeat(languages, len(some)),
     title="The same products in five languages, by two pairs of directions",
 )
 
@@ -235,8 +262,10 @@ bars(shown, "R@1 without some directions", "R@1")
 # %%
 for side in sides:
     change = paired_difference(means["language taken out"][side], means["random taken out"][side])
-    print(f"We observe, {side}: language taken out less random taken out {change.mean:+.3f} "
-          f"[{change.low:+.3f}, {change.high:+.3f}], p {change.p:.3f}.")  # fmt: skip
+    print(
+        f"We observe, {side}: language taken out less random taken out {change.mean:+.3f} "
+        f"[{change.low:+.3f}, {change.high:+.3f}], p {change.p:.3f}."
+    )
 
 # %% [markdown]
 # The paper tests on languages that training held back (th, ms, id) and reports that performance drops. Its
@@ -249,5 +278,5 @@ for side in sides:
 # - A direction that tells languages apart need not be one that retrieval stumbles over: take it out, beside
 #   a control.
 #
-# **Exercise.** MERIT's authors hold out th, ms and id (`cl.merit(…, ood="language")`). Train with `retitle`
-# restricted to en and vi. Which column of the matrix falls first?
+# **Exercise.** MERIT's authors hold out th, ms and id (`shop.out_of_distribution("language")`). Train with
+# `retitle` restricted to en and vi. Which column of the matrix falls first?

@@ -14,13 +14,29 @@
 # %% [markdown]
 # # The paper's findings, beside what we measure
 #
-# **Question.** The paper ([arXiv 2506.03144](https://arxiv.org/abs/2506.03144)) says that Coral beats contrastive training by
-# half, that interleaved pictures beat pasted ones, that captions are no substitute. Which of this holds on a model that can
-# be trained here in about an hour, and what can a model of that size say at all?
+# [![Open in
+# Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/coral-lab/coral_lab/blob/main/notebooks/07_paper_findings.ipynb)
+# [![Open in
+# Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src=https://github.com/coral-lab/coral_lab/blob/main/notebooks/07_paper_findings.ipynb)
 #
-# Everything here is **coral-mini** on MERIT-mini, a drawn catalogue; the paper's figures are of a 3B model on photographs. Only
-# the direction and the relative size of a change can be set side by side, never the values. MODEL and DATA take any other
-# checkpoint and MERIT itself; then sections 2 and 5 are about that one.
+# **Question.** The paper ([arXiv 2506.03144](https://arxiv.org/abs/2506.03144)) says that Coral beats
+# contrastive training by half, that interleaved pictures beat pasted ones, that captions are no substitute.
+# Which of this holds on a model that can be trained here in about an hour, and what can a model of that size
+# say at all?
+#
+# Everything here is **coral-mini** on MERIT-mini, a drawn catalogue; the paper's figures are of a 3B model on
+# photographs. Only the direction and the relative size of a change can be set side by side, never the values.
+# MODEL and DATA take any other checkpoint and MERIT itself; then sections 2 and 5 are about that one.
+
+# %% tags=["install"]
+# In the workbench's own environment this does nothing; on Colab or Kaggle it installs what is missing. A
+# wheel of your own goes in as its path, in place of the name.
+from importlib.util import find_spec
+
+from IPython import get_ipython
+
+if find_spec("coral_lab") is None:
+    get_ipython().run_line_magic("pip", "install --quiet coral-lab[all]")
 
 # %% tags=["parameters"]
 MODEL = "mini"  # or "Bia/CORAL", or a folder
@@ -35,20 +51,19 @@ from IPython.display import HTML
 
 import coral_lab as cl
 from coral_lab.metrics import Estimate, crossed_estimate, estimate
-from coral_lab.models.loading import DATA as SHIPPED_DATA
-from coral_lab.replication.cells import RESULTS, hits_of, read
-from coral_lab.replication.findings import Effect, findings, verdict
-from coral_lab.sources.merit import OUT_OF_DISTRIBUTION, out_of_distribution
-from coral_lab.study.comparison import pool_for
-from coral_lab.study.mistakes import KINDS, SEEN, mistakes, worst
+from coral_lab.replication.cells import hits_of, read_results, results_file
+from coral_lab.replication.verdicts import Effect, findings, verdict
+from coral_lab.sources import shipped
+from coral_lab.study.error_analysis import KINDS, mistakes, worst
 from coral_lab.study.plots import bars, beside_published
 
 # %% [markdown]
 # ## 1. What would count as a replication?
 #
-# A finding is **replicated** if our effect goes the paper's way and is no chance (p < 0.05, corrected by Holm's method for
-# being one of many); **not replicated** if it surely goes the other way, or if our 95% interval leaves out the published
-# size; else **not testable at this scale**: the interval has room for the paper's effect and for none.
+# A finding is **replicated** if our effect goes the paper's way and is no chance (p < 0.05, corrected by
+# Holm's method for being one of many); **not replicated** if it surely goes the other way, or if our 95%
+# interval leaves out the published size; else **not testable at this scale**: the interval has room for the
+# paper's effect and for none.
 #
 # **Prediction.** Suppose a gain of +46% is published. Which verdict do these four measurements get?
 
@@ -64,24 +79,27 @@ pd.Series(
 ).to_frame()
 
 # %% [markdown]
-# The second is replicated although it is far smaller: the claim is that Coral is better. How much smaller is said beside the
-# verdict.
+# The second is replicated although it is far smaller: the claim is that Coral is better. How much smaller is
+# said beside the verdict.
 #
 # ## 2. The model at hand, in three formats
 #
-# Pictures where they are spoken of (Seq), all pasted into one (Cat), or replaced by descriptions. **Prediction.** In which
-# order?
+# Pictures where they are spoken of (Seq), all pasted into one (Cat), or replaced by descriptions.
+# **Prediction.** In which order?
 
 # %%
 model = cl.load(MODEL)
-shop = cl.catalogue(DATA) if DATA == "mini" else cl.merit(DATA, on_error="skip")
+shop = cl.dataset(DATA, on_error="skip")
 queries = shop.queries[:QUERIES]
-index = cl.index(model, pool_for(shop, queries, PRODUCTS), progress=False)
+index = cl.index(model, shop.smaller_pool(queries, PRODUCTS), settings=cl.Settings(progress=False))
 asked = {
-    name: cl.evaluate(model, queries, index, format=name, progress=False)
+    name: cl.evaluate(model, queries, index, format=name, settings=cl.Settings(progress=False))
     for name in ("seq", "cat", "caption")
 }
-bars({name: {m: result.metrics[m] for m in ("R@1", "R@5", "R@10")} for name, result in asked.items()}, f"{model.name}, {len(queries)} queries")  # fmt: skip
+bars(
+    {name: {m: result.metrics[m] for m in ("R@1", "R@5", "R@10")} for name, result in asked.items()},
+    f"{model.name}, {len(queries)} queries",
+)
 
 # %%
 order = sorted(asked, key=lambda name: -asked[name].metrics["R@1"].mean)
@@ -91,14 +109,15 @@ print("We observe R@1:", ", ".join(f"{name} {asked[name].metrics['R@1']}" for na
 # The paper's own table (3B unless it says otherwise, 51,177 photographs):
 
 # %%
-published = pd.read_csv(SHIPPED_DATA / "published.csv")
+published = pd.read_csv(shipped("data/published.csv"))
 published
 
 # %% [markdown]
 # ## 3. All findings
 #
-# Every figure of ours is computed from a file in `data/results/`, whose first line is the command that makes it
-# (`coral-lab experiment …`); what is trained was trained with three seeds. Intervals draw queries and seeds anew.
+# Every figure of ours is computed from a file in `data/results/`, whose first line is the command that makes
+# it (`coral-lab experiment …`); what is trained was trained with three seeds. Intervals draw queries and
+# seeds anew.
 
 # %%
 table = findings()
@@ -115,45 +134,60 @@ beside_published(table[table["measure"].str.startswith("relative")], "Relative c
 # %% [markdown]
 # ### Why at this scale?
 #
-# - **1.** coral-mini's base has been taught this very catalogue, and to know all of an item at the last token: it retrieves
+# - **1.** coral-mini's base has been taught this very catalogue, and to know all of an item at the last
+#   token: it retrieves
 #   before any contrastive training. A base from the web has not.
-# - **2.** Reconstruction helps where an embedding leaves out what the target looks like. Such a base has been taught to leave
+# - **2.** Reconstruction helps where an embedding leaves out what the target looks like. Such a base has been
+#   taught to leave
 #   out little.
-# - **3.** Pasted pictures are smaller, and coral-mini's are small already: what Cat costs here may be mostly sight.
+# - **3.** Pasted pictures are smaller, and coral-mini's are small already: what Cat costs here may be mostly
+#   sight.
 # - **4.** coral-mini has never read a caption in training, the paper's model has read the web.
-# - **6.** The base has seen the classes, languages and attributes that are held back from the training after it. Classes and
+# - **6.** The base has seen the classes, languages and attributes that are held back from the training after
+#   it. Classes and
 #   languages stay known; an attribute that training never asks for is forgotten (section 4).
 #
 # ## 4. The cells behind them
 #
-# Contrastive training and Coral, each with all parameters and with LoRA, and Coral on pasted pictures, from one base with
-# equal steps.
+# Contrastive training and Coral, each with all parameters and with LoRA, and Coral on pasted pictures, from
+# one base with equal steps.
 
 # %%
 ranks = pd.concat(
-    [read(RESULTS / f"{name}-ranks.csv", "query") for name in ("loss-ablation", "methods")], axis=1
+    [read_results(results_file(f"{name}-ranks"), "query") for name in ("loss-ablation", "methods")], axis=1
 )
 arms = ["contrastive", "coral", "contrastive lora", "coral lora", "coral cat"]
 bars({arm: crossed_estimate(hits_of(ranks, arm)) for arm in arms}, "Three seeds each", "R@1")
 
 # %% [markdown]
-# Out of distribution: trained without a class, language or attribute, and trained with it on as many queries; both, and
-# the base before it, on the test queries that ask for it. **Prediction.** Which of the three costs most?
+# Out of distribution: trained without a class, language or attribute, and trained with it on as many queries;
+# both, and the base before it, on the test queries that ask for it. **Prediction.** Which of the three costs
+# most?
 
 # %%
-test, held = cl.catalogue("mini"), read(RESULTS / "ood-ranks.csv", "query")
-asked_of = read(RESULTS / "formats-ranks.csv", "query")
+test, held = cl.dataset("mini"), read_results(results_file("ood-ranks"), "query")
+asked_of = read_results(results_file("formats-ranks"), "query")
 unseen = {
-    kind: [query.id for query in out_of_distribution(test, kind).queries] for kind in OUT_OF_DISTRIBUTION
+    kind: [query.id for query in test.out_of_distribution(kind).queries] for kind in test.traits.held_back
 }
-ood = {arm: {f"{kind} ({len(ids)} queries)": crossed_estimate(hits_of(held.loc[ids], f"{kind} {arm}")) for kind, ids in unseen.items()} for arm in ("control", "held back")}  # fmt: skip
-before = {f"{kind} ({len(ids)} queries)": estimate(hits_of(asked_of.loc[ids], "mini-base seq")[:, 0]) for kind, ids in unseen.items()}  # fmt: skip
+ood = {
+    arm: {
+        f"{kind} ({len(ids)} queries)": crossed_estimate(hits_of(held.loc[ids], f"{kind} {arm}"))
+        for kind, ids in unseen.items()
+    }
+    for arm in ("control", "held back")
+}
+before = {
+    f"{kind} ({len(ids)} queries)": estimate(hits_of(asked_of.loc[ids], "mini-base seq")[:, 0])
+    for kind, ids in unseen.items()
+}
 bars({"the base": before} | ood, "Before training, trained on, and never trained on", "R@1")
 
 # %%
 costs = table[table["number"].str.startswith("6")].sort_values("ours")
 print(
-    f"We observe: most is lost with '{costs['finding'].iloc[0]}', {costs['ours'].iloc[0]:+.1%} of R@1; least is {costs['ours'].iloc[-1]:+.1%}."
+    f"We observe: most is lost with '{costs['finding'].iloc[0]}', {costs['ours'].iloc[0]:+.1%} of R@1; "
+    f"least is {costs['ours'].iloc[-1]:+.1%}."
 )
 
 # %% [markdown]
@@ -161,7 +195,13 @@ print(
 
 # %%
 count = pd.Series({query.id: len(query.conditions) for query in test.queries})
-by_count = {name: {f"{n} conditions": estimate(hits_of(asked_of.loc[count.index[count == n]], f"{name} seq")[:, 0]) for n in sorted(count.unique())} for name in ("mini-base", "mini-contrastive", "mini")}  # fmt: skip
+by_count = {
+    name: {
+        f"{n} conditions": estimate(hits_of(asked_of.loc[count.index[count == n]], f"{name} seq")[:, 0])
+        for n in sorted(count.unique())
+    }
+    for name in ("mini-base", "mini-contrastive", "mini")
+}
 bars(by_count, "By the number of conditions", "R@1")
 
 # %%
@@ -169,28 +209,51 @@ few, many = by_count["mini"]["2 conditions"], by_count["mini"]["4 conditions"]
 print(f"We observe, for mini: two conditions {few}, four {many}.")
 
 # %% [markdown]
-# Is every condition heard? One is swapped for another value; a model that sees only the whole keeps its first hit.
+# Is every condition heard? One is swapped for another value; a model that sees only the whole keeps its first
+# hit.
 
 # %%
-edits = read(RESULTS / "conditions-queries.csv")
+edits = read_results(results_file("conditions-queries"))
 swapped = edits[edits["edit"] == "swapped"]
-bars({name: {said: estimate(own.groupby("query")[key].mean().to_numpy()) for key, said in (("kept", "first hit stays"), ("old", "has the old value"), ("new", "has the new value"))} for name, own in swapped.groupby("arm", sort=False)}, "After a condition is swapped", "share")  # fmt: skip
+bars(
+    {
+        name: {
+            said: estimate(own.groupby("query")[key].mean().to_numpy())
+            for key, said in (
+                ("kept", "first hit stays"),
+                ("old", "has the old value"),
+                ("new", "has the new value"),
+            )
+        }
+        for name, own in swapped.groupby("arm", sort=False)
+    },
+    "After a condition is swapped",
+    "share",
+)
 
 # %%
 deaf = swapped[swapped["arm"] == "mini"].groupby("attribute")["kept"].mean().sort_values(ascending=False)
 print(
-    f"We observe: mini's first hit stays most often when the {deaf.index[0]} is swapped ({deaf.iloc[0]:.0%}), least often for {deaf.index[-1]} ({deaf.iloc[-1]:.0%})."
+    f"We observe: mini's first hit stays most often when the {deaf.index[0]} is swapped "
+    f"({deaf.iloc[0]:.0%}), least often for {deaf.index[-1]} ({deaf.iloc[-1]:.0%})."
 )
 
 # %% [markdown]
 # ## 5. What do wrong first hits fail?
 #
-# The paper sorts errors by hand and finds attribute errors and errors of visual understanding to be the largest classes. A
-# drawn catalogue knows its facts, so here they are counted.
+# The paper sorts errors by hand and finds attribute errors and errors of visual understanding to be the
+# largest classes. A drawn catalogue knows its facts, so here they are counted.
 
 # %%
-wrong = read(RESULTS / "mistakes-queries.csv")
-bars({name: {kind: estimate((own["kind"] == kind).to_numpy(float)) for kind in KINDS} for name, own in wrong.groupby("arm", sort=False)}, "Kinds of wrong first hits", "share of the wrong ones")  # fmt: skip
+wrong = read_results(results_file("mistakes-queries"))
+bars(
+    {
+        name: {kind: estimate((own["kind"] == kind).to_numpy(float)) for kind in KINDS}
+        for name, own in wrong.groupby("arm", sort=False)
+    },
+    "Kinds of wrong first hits",
+    "share of the wrong ones",
+)
 
 # %%
 own = wrong[wrong["arm"] == "mini"]
@@ -213,16 +276,20 @@ print(
 # The worst of the model at hand, by the score that the wrong hit has over the right answer:
 
 # %%
-found = mistakes(asked["seq"]) if DATA == "mini" else mistakes(asked["seq"], SEEN, lambda query: None)
+found = mistakes(asked["seq"], shop.traits)
 HTML(worst(asked["seq"], found, WORST))
 
 # %% [markdown]
 # ## Summary
 #
-# - A verdict is a rule applied to numbers; change `data/published-findings.csv` or a results file, and it follows.
-# - A change that is replicated here is a change of coral-mini. It says that the method does what it should, not that 3B models
+# - A verdict is a rule applied to numbers; change `data/published-findings.csv` or a results file, and it
+#   follows.
+# - A change that is replicated here is a change of coral-mini. It says that the method does what it should,
+#   not that 3B models
 #   gain as much.
-# - "Not testable" is most often a matter of the base: what it has been taught cannot be held back from it any more.
+# - "Not testable" is most often a matter of the base: what it has been taught cannot be held back from it any
+#   more.
 #
-# **Exercise.** Copy `data/results` to `build/longer`, delete its two `loss-ablation` files, and run `coral-lab experiment
-# loss-ablation --steps 300 --out build/longer`. Predict finding 2, then call `findings(Path("build/longer"))`.
+# **Exercise.** Copy `data/results` to `build/longer`, delete its two `loss-ablation` files, and run
+# `coral-lab experiment loss-ablation --steps 300 --out build/longer`. Predict finding 2, then call
+# `findings(Path("build/longer"))`.

@@ -14,12 +14,27 @@
 # %% [markdown]
 # # New query formats: five lines, and an honest comparison
 #
+# [![Open in
+# Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/coral-lab/coral_lab/blob/main/notebooks/08_new_query_formats.ipynb)
+# [![Open in
+# Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src=https://github.com/coral-lab/coral_lab/blob/main/notebooks/08_new_query_formats.ipynb)
+#
 # **Question.** The model card words a query in one way. Would another way be understood as well, before any
 # training on it? Could one say *not like this picture*, or *this matters more*?
 #
 # A format is a function from a query to text and products. Everything else (encoding, search, metrics, the
-# ablations) takes it as it is. Measured on **coral-mini**, which was trained on the card's wording ([arXiv
+# sweeps) takes it as it is. Measured on **coral-mini**, which was trained on the card's wording ([arXiv
 # 2506.03144](https://arxiv.org/abs/2506.03144)).
+
+# %% tags=["install"]
+# In the workbench's own environment this does nothing; on Colab or Kaggle it installs what is missing. A
+# wheel of your own goes in as its path, in place of the name.
+from importlib.util import find_spec
+
+from IPython import get_ipython
+
+if find_spec("coral_lab") is None:
+    get_ipython().run_line_magic("pip", "install --quiet coral-lab[all]")
 
 # %% tags=["parameters"]
 MODEL = "mini"  # or "Bia/CORAL", or a folder
@@ -37,18 +52,19 @@ import pandas as pd
 from IPython.display import HTML
 
 import coral_lab as cl
-from coral_lab.interleaved import AS_IMAGE, parts, seq
 from coral_lab.metrics import estimate, paired_difference, reciprocal_rank
-from coral_lab.study.comparison import compare, conditions_met, first_hits, judged, pool_for
+from coral_lab.prompts import parts, seq
+from coral_lab.query import AS_IMAGE, right_answers
+from coral_lab.sources import shipped
+from coral_lab.study.comparison import compare_edits, conditions_met, first_hits, judged
 from coral_lab.study.plots import bars, differences, estimates_by
 from coral_lab.study.sweeps import sweep
-from coral_lab.widgets.query_bench import right_answers
 
 # %%
 model = cl.load(MODEL)
-shop = cl.catalogue(DATA) if DATA == "mini" else cl.merit(DATA, on_error="skip")
+shop = cl.dataset(DATA, on_error="skip")
 queries = shop.queries[:QUERIES]
-index = cl.index(model, pool_for(shop, queries, PRODUCTS))
+index = cl.index(model, shop.smaller_pool(queries, PRODUCTS))
 print(f"{len(queries)} queries over {len(index.products):,} products")
 
 # %% [markdown]
@@ -111,8 +127,15 @@ def short(query):
 
 
 # %%
-formats = {"card": seq, "as a list": as_list, "images first": images_first, "no titles": no_titles,
-           "short": short, "one picture": "cat", "described": "caption"}  # fmt: skip
+formats = {
+    "card": seq,
+    "as a list": as_list,
+    "images first": images_first,
+    "no titles": no_titles,
+    "short": short,
+    "one picture": "cat",
+    "described": "caption",
+}
 texts = {
     name: "".join(p if isinstance(p, str) else "🖼" for p in parts(query, f)) for name, f in formats.items()
 }
@@ -139,7 +162,7 @@ bars(measured["R@1"], "The same queries in other words", "R@1")
 # of the right answer, `worse` the share of queries whose answer fell.
 
 # %%
-tests = compare(table, "format", "card").sort_values("difference", ascending=False)
+tests = compare_edits(table, "format", "card").sort_values("difference", ascending=False)
 tests.round(4)
 
 # %%
@@ -147,8 +170,10 @@ differences(tests, "R@1, against the card's wording", "difference in R@1")
 
 # %%
 told = tests[tests["p (Holm)"] < 0.05]
-print(f"We observe: of the others '{tests.index[0]}' comes nearest to it ({tests['difference'].iloc[0]:+.3f}), "
-      f"'{tests.index[-1]}' worst ({tests['difference'].iloc[-1]:+.3f}).")  # fmt: skip
+print(
+    f"We observe: of the others '{tests.index[0]}' comes nearest to it ({tests['difference'].iloc[0]:+.3f}), "
+    f"'{tests.index[-1]}' worst ({tests['difference'].iloc[-1]:+.3f})."
+)
 print(f"Told from the card's: {', '.join(told.index) or 'none'}.")
 
 # %% [markdown]
@@ -157,7 +182,7 @@ print(f"Told from the card's: {', '.join(told.index) or 'none'}.")
 # not for comparison:
 
 # %%
-published = pd.read_csv("../data/published.csv")
+published = pd.read_csv(shipped("data/published.csv"))
 published[published["method"] == "Coral"][["method", "size", "input", "training", "R@1", "R@10", "source"]]
 
 # %% [markdown]
@@ -172,7 +197,8 @@ places = table.pivot(index="query", columns="format", values="rank")
 furthest = (places[new] - places["card"]).idxmax()
 fallen = next(query for query in queries if query.id == furthest)
 print(
-    f"'{new}': the best right answer goes from rank {places.loc[furthest, 'card']} to {places.loc[furthest, new]}"
+    f"'{new}': the best right answer goes from rank {places.loc[furthest, 'card']} to "
+    f"{places.loc[furthest, new]}"
 )
 fallen
 
@@ -181,7 +207,7 @@ before = {hit.product.id: hit.rank for hit in index.search(fallen, 100)}
 HTML(index.search(fallen, 5).gallery())
 
 # %%
-HTML(replace(index, format=formats[new]).search(fallen, 5).gallery(before))
+HTML(index.search(fallen, 5, format=formats[new]).gallery(before))
 
 # %% [markdown]
 # ## Negation: *not* like this picture
@@ -242,7 +268,8 @@ ruled_out = {name: own.loc[1, "met"].to_numpy() for name, own in met.items()}
 for name in ("'but not' in words", "arithmetic"):
     change = paired_difference(ruled_out[name], ruled_out["second left out"])
     print(
-        f"We observe, {name}: the ruled-out value comes first {change.mean:+.3f} [{change.low:+.3f}, {change.high:+.3f}]"
+        f"We observe, {name}: the ruled-out value comes first {change.mean:+.3f} [{change.low:+.3f}, "
+        f"{change.high:+.3f}]"
     )
     print(f"  against leaving the condition out; it {verdicts[int(change.low > 0) - int(change.high < 0)]}.")
 
@@ -270,8 +297,11 @@ hits = {which: conditions_met(two, first_hits(judged(index, two, rows))) for whi
 found = {which: own.set_index("place")["met"] for which, own in hits.items()}
 for place, word in enumerate(("first", "second")):
     change = paired_difference(found[place][place].to_numpy(), found[1 - place][place].to_numpy())
-    print(f"We observe: stressing the {word} condition in words changes how often it is met by {change.mean:+.3f} "
-          f"[{change.low:+.3f}, {change.high:+.3f}], p {change.p:.3f}.")  # fmt: skip
+    print(
+        f"We observe: stressing the {word} condition in words changes how often it is met by "
+        f"{change.mean:+.3f} "
+        f"[{change.low:+.3f}, {change.high:+.3f}], p {change.p:.3f}."
+    )
 
 # %% [markdown]
 # In numbers: each condition asked alone, and a weighted mean of the two embeddings. **Prediction.** Half
@@ -297,8 +327,10 @@ bars(shares, "The first hit, by the weight of the first condition", "share")
 halves, sentence = (mixed[name].per_query["R@1"].to_numpy() for name in ("50% first", "one sentence"))
 change = paired_difference(sentence, halves)
 verdict = "can be told apart" if change.p < 0.05 else "cannot be told apart"
-print(f"We observe: R@1 {sentence.mean():.3f} in one sentence, {halves.mean():.3f} as a mean of two: "
-      f"{change.mean:+.3f} [{change.low:+.3f}, {change.high:+.3f}], p {change.p:.3f}; they {verdict}.")  # fmt: skip
+print(
+    f"We observe: R@1 {sentence.mean():.3f} in one sentence, {halves.mean():.3f} as a mean of two: "
+    f"{change.mean:+.3f} [{change.low:+.3f}, {change.high:+.3f}], p {change.p:.3f}; they {verdict}."
+)
 
 # %% [markdown]
 # ## Summary
@@ -308,5 +340,5 @@ print(f"We observe: R@1 {sentence.mean():.3f} in one sentence, {halves.mean():.3
 #   its own: compare it with saying nothing, not only with the old question.
 #
 # **Exercise.** Is a list less sensitive to the order of its conditions than a sentence? Sweep
-# `ablations.orders` with `formats={"card": seq, "as a list": as_list}` and compare their `overlap`. Predict
+# `edits.orders` with `formats={"card": seq, "as a list": as_list}` and compare their `overlap`. Predict
 # first.

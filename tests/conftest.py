@@ -12,14 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from coral_lab import Condition, Product, Query
-from coral_lab.mini import catalogue
+from coral_lab import Condition, Product, Query, dataset
 
 
 @pytest.fixture(scope="session")
 def shop():
     """MERIT-mini's test split."""
-    return catalogue("mini")
+    return dataset("mini")
 
 
 @pytest.fixture(scope="session")
@@ -41,24 +40,27 @@ def random_model(shop):
 @pytest.fixture(scope="session")
 def random_folder(random_model, tmp_path_factory) -> Path:
     """The random model saved as a checkpoint, under a path with a space."""
-    from coral_lab.models.loading import save
+    from coral_lab.models.saving import save
 
     folder = tmp_path_factory.mktemp("check points") / "random"
     save(random_model, folder)
     return folder
 
 
-def states_and_gradients(model, items, count: int, read, answers=None):
-    """The last `count` states [row, count, dim] that `read` gives and the gradients of a weighing of them, the padding
-    left out. `read` takes model, prompts, vision, batch and count."""
+def states_and_gradients(model, items, count: int, forward, answers=None):
+    """The last `count` states [row, count, dim] that `forward` gives and the gradients of a weighing of them,
+    the padding left out. `forward` takes model, prompts, vision, batch and count.
+    """
     import torch
 
-    from coral_lab.models.inputs import prompt, see, tokenize
+    from coral_lab.models.forward import tokenize
+    from coral_lab.models.inputs import prompt
+    from coral_lab.models.vision import vision_of
 
     prompts = [prompt(model, item) for item in items]
-    vision = see(model, prompts)
+    vision = vision_of(model, prompts)
     batch = tokenize(model, prompts, vision, answers)
-    hidden = read(model, prompts, vision, batch, count) * batch["attention_mask"][:, -count:, None]
+    hidden = forward(model, prompts, vision, batch, count) * batch["attention_mask"][:, -count:, None]
     model.network.zero_grad()
     torch.manual_seed(0)
     (hidden * torch.randn_like(hidden)).sum().backward()
@@ -69,9 +71,9 @@ def states_and_gradients(model, items, count: int, read, answers=None):
 
 def read_all(model, prompts, vision, batch, count: int):
     """The last `count` of all states that are there."""
-    from coral_lab.models.inputs import read
+    from coral_lab.models.forward import forward
 
-    return read(model, prompts, vision, batch)[:, -count:]
+    return forward(model, prompts, vision, batch)[:, -count:]
 
 
 def assert_same_gradients(found, expected) -> None:

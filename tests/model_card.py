@@ -1,7 +1,7 @@
 """The usage code of the model card of Bia/CORAL on Hugging Face, as published.
 
-String literals are the card's, byte for byte; only the code's own white space is ours, as the card's was lost. They
-are no raw strings: the `\\t` of `\\times` is a tab, and the backslash of `\\mathrm` stays.
+String literals are the card's, byte for byte; only the code's own white space is ours, as the card's was
+lost. They are no raw strings: the `\\t` of `\\times` is a tab, and the backslash of `\\mathrm` stays.
 """
 
 import ast

@@ -1,4 +1,6 @@
-"""Damaged files end in an ItemError or are read; never in another error, a crash, or a wait of over two seconds."""
+"""Damaged files end in an ItemError or are read; never in another error, a crash, or a wait of over two
+seconds.
+"""
 
 import io
 import json
@@ -8,10 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from coral_lab import ItemError, Product
+from coral_lab import Product
+from coral_lab.errors import ItemError
 from coral_lab.images import open_image
-from coral_lab.interleaved import Dataset
-from coral_lab.sources.merit import read_queries
+from coral_lab.query import Dataset
+from coral_lab.sources.merit_files import read_queries
 from tests.conftest import noise
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "ICO", "PPM")
@@ -26,10 +29,15 @@ def encoded(kind: str) -> bytes:
 PICTURES = {kind: encoded(kind) for kind in FORMATS}
 POOL = Dataset("pool", tuple(Product(str(i), f"t{i}", class_name="chair") for i in range(5)), ())
 LINE = json.dumps(
-    {"query": {"1": {"color": "red"}, "2": {"size": "M"}}, "pos_candidate": [3, 4], "hard_negative": [0],
-     "query instruction": "Find a product of chair that has the same color with <Product 1> <image>\nt1 </Product 1> "
-                          "and the same size with <Product 2> <image>\nt2 </Product 2> with arms."}
-).encode()  # fmt: skip
+    {
+        "query": {"1": {"color": "red"}, "2": {"size": "M"}},
+        "pos_candidate": [3, 4],
+        "hard_negative": [0],
+        "query instruction": "Find a product of chair that has the same color with <Product 1> "
+        "<image>\nt1 </Product 1> "
+        "and the same size with <Product 2> <image>\nt2 </Product 2> with arms.",
+    }
+).encode()
 
 CHANGES = st.lists(
     st.tuples(
@@ -60,8 +68,13 @@ def damaged(content: bytes, changes) -> bytes:
 
 
 def examples(count):
-    return settings(max_examples=count, deadline=timedelta(seconds=2), derandomize=True, database=None,
-                    suppress_health_check=list(HealthCheck))  # fmt: skip
+    return settings(
+        max_examples=count,
+        deadline=timedelta(seconds=2),
+        derandomize=True,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
 
 
 def read_picture(kind, changes):
@@ -101,8 +114,18 @@ def test_five_thousand_damaged_inputs(tmp_path):
     examples(2500)(given(CHANGES)(lambda changes: read_line(changes, tmp_path / "queries-test.json")))()
 
 
-@given(st.recursive(st.none() | st.booleans() | st.floats() | st.text() | st.integers(), lambda inner: st.lists(inner, max_size=3)
-                    | st.dictionaries(st.sampled_from(["query", "pos_candidate", "query instruction", "1", "color"]), inner), max_leaves=12))  # fmt: skip
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.floats() | st.text() | st.integers(),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(
+                st.sampled_from(["query", "pos_candidate", "query instruction", "1", "color"]), inner
+            )
+        ),
+        max_leaves=12,
+    )
+)
 @settings(
     max_examples=150, derandomize=True, database=None, suppress_health_check=list(HealthCheck), deadline=None
 )

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from coral_lab import Condition, Product, Query, encode, load, messages
-from coral_lab.models.loading import DATA, SHIPPED
+from coral_lab.models.loading import SHIPPED
+from coral_lab.sources.package_files import shipped
 from tests import model_card
 
 
@@ -20,7 +21,7 @@ def pictures(shop, tmp_path_factory):
 @pytest.fixture(scope="module")
 def ran(pictures):
     """The names that the card's code leaves behind, run on coral-mini as published, less CUDA and the hub."""
-    code = model_card.CODE.replace('"Bia/CORAL"', repr(str(DATA / SHIPPED["mini"])))
+    code = model_card.CODE.replace('"Bia/CORAL"', repr(str(shipped(f"data/{SHIPPED['mini']}"))))
     code = code.replace('.to("cuda")', "").replace("CORAL/images", str(pictures))
     names: dict = {}
     exec(compile(code, "the model card", "exec"), names)
@@ -51,14 +52,14 @@ def test_the_cards_query_as_data_gives_its_embedding_too(ran, pictures):
 def test_sentence_transformers_loads_the_folder_by_its_path_alone(name, shop):
     from sentence_transformers import SentenceTransformer
 
-    theirs = SentenceTransformer(str(DATA / SHIPPED[name]), device="cpu")
+    theirs = SentenceTransformer(str(shipped(f"data/{SHIPPED[name]}")), device="cpu")
     items = [messages(shop.queries[0]), messages(shop.products[0])]
     np.testing.assert_allclose(theirs.encode(items), encode(load(name), items), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", sorted(set(SHIPPED)))
 def test_a_shipped_checkpoint_is_a_small_whole_qwen(name):
-    folder = DATA / SHIPPED[name]
+    folder = shipped(f"data/{SHIPPED[name]}")
     model = load(name)
     assert 1e6 < sum(p.numel() for p in model.network.parameters()) < 5e6
     assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) < 12 * 2**20

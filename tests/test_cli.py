@@ -11,7 +11,7 @@ import pytest
 from coral_lab import cli, encode, load
 from coral_lab.cli import main
 from coral_lab.mini.demo import demo
-from coral_lab.replication import experiments as trials
+from coral_lab.replication import experiments
 from coral_lab.sources import hub
 
 
@@ -33,21 +33,23 @@ def test_evaluate_writes_metrics_run_and_breakdown(random_folder, tmp_path, caps
 
 
 def test_the_experiments_are_those_there_are():
-    assert tuple(trials.ARMS) == cli.TRAINED
-    assert tuple(trials.ASKED) == cli.ASKED
+    assert tuple(experiments.ARMS) == cli.TRAINED
+    assert tuple(experiments.ASKED) == cli.ASKED
 
 
 def test_some_arms_are_trained_from_another_start(monkeypatch, capsys, tmp_path):
     asked = {}
     monkeypatch.setattr(
-        trials, "train_and_measure", lambda *_, **given: asked.update(given) or pd.DataFrame({"R@1": [0.5]})
+        experiments,
+        "train_and_measure",
+        lambda _, plan, **given: asked.update(given, plan=plan) or pd.DataFrame({"R@1": [0.5]}),
     )
     arguments = ["experiment", "methods", "--start", "mine", "--out", str(tmp_path), "--arms"]
     assert main([*arguments, "coral cat"]) == 0
     assert asked == {
-        "start": "mine",
+        "plan": experiments.Plan(start="mine"),
         "out": tmp_path,
-        "arms": {"coral cat": trials.ARMS["methods"]["coral cat"]},
+        "arms": {"coral cat": experiments.ARMS["methods"]["coral cat"]},
     }
     assert main([*arguments, "coral dog"]) == 2
     assert "no arm ['coral dog']; choose from 'contrastive lora'" in capsys.readouterr().err
@@ -69,8 +71,13 @@ def test_evaluate_attributes_asks_for_each_source_and_language(random_folder, tm
     table = pd.read_csv(out)
     assert set(table["source"]) == {"picture", *(f"title {x}" for x in ("en", "id", "ms", "th", "vi"))}
     assert set(table.loc[table["source"] == "picture", "attribute"]) == {
-        "class", "color", "pattern", "brand", "shape", "trim"
-    }  # fmt: skip
+        "class",
+        "color",
+        "pattern",
+        "brand",
+        "shape",
+        "trim",
+    }
     assert not set(table.loc[table["source"] != "picture", "attribute"]) & {"shape", "trim"}
 
 
@@ -154,7 +161,7 @@ def test_what_is_wrong_is_said_in_one_line(arguments, says, capsys, tmp_path, mo
 
 def test_the_module_runs_and_help_is_quick():
     ran = subprocess.run(
-        [sys.executable, "-m", "coral_lab", "--help"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "coral_lab.cli", "--help"], capture_output=True, text=True, check=True
     )
     for command in ("demo", "evaluate", "encode", "train", "data", "download"):
         assert command in ran.stdout

@@ -12,14 +12,21 @@ from hypothesis import strategies as st
 from PIL import Image
 from qwen_vl_utils import process_vision_info
 
-from coral_lab import Condition, ItemError, Product, Query, encode, load, messages
-from coral_lab import encoder as encoder_module
-from coral_lab.models import inputs
+from coral_lab import Condition, Product, Query, Settings, encode, load, messages
+from coral_lab.errors import ItemError
+from coral_lab.models import embedding
+from coral_lab.models import vision as vision_module
+from coral_lab.models.forward import forward, last_token, normalised, tokenize
+from coral_lab.models.inputs import prompt
+from coral_lab.models.vision import vision_of
+from coral_lab.training.augment import moves_for, moving
 from tests.conftest import noise
 
 
 def by_the_card(model, conversation) -> np.ndarray:
-    """The card's code for one conversation: process_vision_info, processor, last hidden state of the last token."""
+    """The card's code for one conversation: process_vision_info, processor, last hidden state of the last
+    token.
+    """
     text = model.processor.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
     images, videos = process_vision_info(conversation)
     batch = model.processor(text=[text], images=images, videos=videos, padding=True, return_tensors="pt")
@@ -57,7 +64,9 @@ def test_products_queries_and_raw_messages_mix(random_model, shop):
 def test_every_batch_size_and_order_gives_the_same(random_model, mixed_queries, batch_size):
     alone = np.concatenate([encode(random_model, query) for query in mixed_queries])
     for order in itertools.islice(itertools.permutations(range(4)), 0, 24, 5):
-        rows = encode(random_model, [mixed_queries[i] for i in order], batch_size=batch_size)
+        rows = encode(
+            random_model, [mixed_queries[i] for i in order], settings=Settings(batch_size=batch_size)
+        )
         np.testing.assert_allclose(rows, alone[list(order)], atol=1e-5)
 
 
@@ -67,14 +76,18 @@ def test_any_mix_of_items_in_any_batches_gives_each_its_own_embedding(random_mod
     items = [shop.queries[i] if i % 2 else shop.products[i] for i in picks]
     alone = {i: encode(random_model, shop.queries[i] if i % 2 else shop.products[i])[0] for i in set(picks)}
     np.testing.assert_allclose(
-        encode(random_model, items, batch_size=batch_size), np.stack([alone[i] for i in picks]), atol=1e-5
+        encode(random_model, items, settings=Settings(batch_size=batch_size)),
+        np.stack([alone[i] for i in picks]),
+        atol=1e-5,
     )
 
 
 def test_more_than_one_window_keeps_the_order(random_model, shop, monkeypatch):
-    monkeypatch.setattr(encoder_module, "WINDOW", 2)
+    monkeypatch.setattr(embedding, "WINDOW", 2)
     expected = encode(random_model, shop.products[:20])
-    np.testing.assert_allclose(encode(random_model, shop.products[:20], batch_size=3), expected, atol=1e-5)
+    np.testing.assert_allclose(
+        encode(random_model, shop.products[:20], settings=Settings(batch_size=3)), expected, atol=1e-5
+    )
 
 
 def test_embeddings_are_normalised_float32_with_one_row_an_item(random_model, shop):
@@ -89,30 +102,30 @@ def test_embeddings_are_normalised_float32_with_one_row_an_item(random_model, sh
 def test_pooling_takes_the_last_real_token_on_either_padding_side():
     hidden = torch.arange(24.0).reshape(2, 4, 3)
     left, right = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]]), torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]])
-    normalised = torch.nn.functional.normalize
-    torch.testing.assert_close(inputs.pool(inputs.last(hidden, left)), normalised(hidden[:, -1], dim=-1))
+    normalize = torch.nn.functional.normalize
+    torch.testing.assert_close(normalised(last_token(hidden, left)), normalize(hidden[:, -1], dim=-1))
     torch.testing.assert_close(
-        inputs.pool(inputs.last(hidden, right)), normalised(hidden[[0, 1], [1, 3]], dim=-1)
+        normalised(last_token(hidden, right)), normalize(hidden[[0, 1], [1, 3]], dim=-1)
     )
 
 
 def test_positions_of_pictures_need_mm_token_type_ids(random_model, shop):
     """Without them transformers falls back to 1-D positions in silence: the difference must be seen."""
-    prompts = [inputs.prompt(random_model, shop.queries[0])]
+    prompts = [prompt(random_model, shop.queries[0])]
     with torch.inference_mode():
-        vision = inputs.see(random_model, prompts)
-        batch = inputs.tokenize(random_model, prompts, vision)
-        whole = inputs.read(random_model, prompts, vision, batch)
+        vision = vision_of(random_model, prompts)
+        batch = tokenize(random_model, prompts, vision)
+        whole = forward(random_model, prompts, vision, batch)
         batch.pop("mm_token_type_ids")
-        without = inputs.read(random_model, prompts, vision, batch)
+        without = forward(random_model, prompts, vision, batch)
     assert (whole - without).abs().max() > 1e-3
 
 
 def test_our_tokens_are_the_processors(random_model, mixed_queries):
     from qwen_vl_utils.vision_process import fetch_image
 
-    prompts = [inputs.prompt(random_model, query) for query in mixed_queries]
-    ours = inputs.tokenize(random_model, prompts, inputs.see(random_model, prompts))
+    prompts = [prompt(random_model, query) for query in mixed_queries]
+    ours = tokenize(random_model, prompts, vision_of(random_model, prompts))
     images = [[fetch_image({"image": picture}) for picture in prompt.pictures] for prompt in prompts]
     flat = [image for group in images for image in group]
     theirs = random_model.processor(
@@ -129,35 +142,33 @@ def test_rope_deltas_of_one_call_do_not_leak_into_the_next(random_model, shop, m
 
 
 def test_last_kept_layer_is_the_final_norm_output(random_model, shop):
-    prompts = [inputs.prompt(random_model, shop.products[0])]
+    prompts = [prompt(random_model, shop.products[0])]
     with torch.inference_mode():
-        vision = inputs.see(random_model, prompts)
-        batch = inputs.tokenize(random_model, prompts, vision)
+        vision = vision_of(random_model, prompts)
+        batch = tokenize(random_model, prompts, vision)
         batch.pop("answer_lengths")
         pixels = random_model.pixels([(shop.products[0].image, "product")])
         output = random_model.network(
             **batch, pixel_values=next(iter(pixels.values()))[0], output_hidden_states=True, use_cache=False
         )
-        torch.testing.assert_close(
-            output.hidden_states[-1], inputs.read(random_model, prompts, vision, batch)
-        )
+        torch.testing.assert_close(output.hidden_states[-1], forward(random_model, prompts, vision, batch))
 
 
 def test_a_picture_shown_twice_is_looked_at_once(random_model, shop, monkeypatch):
     product = shop.products[0]
     query = Query("twice", "bag", (Condition("brand", product), Condition("color", product)))
-    prompts = [inputs.prompt(random_model, item) for item in (product, query)]
-    assert len(inputs.see(random_model, prompts).features) == 1
+    prompts = [prompt(random_model, item) for item in (product, query)]
+    assert len(vision_of(random_model, prompts).features) == 1
 
 
 def test_pictures_looked_at_in_lots_are_those_looked_at_together(random_model, shop, monkeypatch):
-    prompts = [inputs.prompt(random_model, product) for product in shop.products[:7]]
-    moves = inputs.draw_moves(prompts)
+    prompts = [prompt(random_model, product) for product in shop.products[:7]]
+    moves = moves_for(prompts)
     for moved in (None, moves):
-        whole = inputs.see(random_model, prompts, moved)
+        whole = vision_of(random_model, prompts, moving(random_model, moved))
         for most in (1, 80):  # one picture of 36 patches at a time, and two
-            monkeypatch.setattr(inputs, "CPU_PATCHES", most)
-            found = inputs.see(random_model, prompts, moved)
+            monkeypatch.setattr(vision_module, "CPU_PATCHES", most)
+            found = vision_of(random_model, prompts, moving(random_model, moved))
             assert list(found.features) == list(whole.features) == list(found.grids)
             for k, features in whole.features.items():
                 torch.testing.assert_close(found.features[k], features, atol=1e-5, rtol=1e-5)
@@ -172,7 +183,7 @@ def test_bfloat16_stays_close(random_folder, random_model, mixed_queries):
 
 
 def test_running_out_of_memory_halves_the_batch_and_says_so(random_model, shop, monkeypatch, caplog):
-    plain = encoder_module._embed
+    plain = embedding._embed
 
     def cramped(model, batch):
         if len(batch) > 2:
@@ -180,9 +191,11 @@ def test_running_out_of_memory_halves_the_batch_and_says_so(random_model, shop, 
         return plain(model, batch)
 
     expected = encode(random_model, shop.products[:9])
-    monkeypatch.setattr(encoder_module, "_embed", cramped)
+    monkeypatch.setattr(embedding, "_embed", cramped)
     with caplog.at_level(logging.WARNING):
-        np.testing.assert_allclose(encode(random_model, shop.products[:9], batch_size=8), expected, atol=1e-5)
+        np.testing.assert_allclose(
+            encode(random_model, shop.products[:9], settings=Settings(batch_size=8)), expected, atol=1e-5
+        )
     assert "8 items; going on with 4" in caplog.text
     assert "going on with 2" in caplog.text
 
@@ -191,9 +204,9 @@ def test_running_out_of_memory_with_one_item_is_an_error(random_model, shop, mon
     def full(*_):
         raise torch.OutOfMemoryError("no memory")
 
-    monkeypatch.setattr(encoder_module, "_embed", full)
+    monkeypatch.setattr(embedding, "_embed", full)
     with pytest.raises(torch.OutOfMemoryError):
-        encode(random_model, shop.products[:3], batch_size=2)
+        encode(random_model, shop.products[:3], settings=Settings(batch_size=2))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2000, 10), (3, 500), (57, 57)])

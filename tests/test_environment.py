@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -10,10 +11,12 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from coral_lab.errors import MissingExtraError, require
+
 PROJECT = tomllib.loads(Path("pyproject.toml").read_text())["project"]
-REQUIREMENTS = [
-    Requirement(line) for line in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]
-]
+EXTRAS = PROJECT["optional-dependencies"]
+EVERY = [*PROJECT["dependencies"], *(line for lines in EXTRAS.values() for line in lines)]
+REQUIREMENTS = [own for own in map(Requirement, EVERY) if own.name != "coral-lab"]
 
 
 def canonical(name: str) -> str:
@@ -30,15 +33,31 @@ def test_conda_gets_what_pip_gets():
 
 def test_what_the_user_fixed_is_there():
     names = {canonical(requirement.name) for requirement in REQUIREMENTS}
-    assert names >= {"jupyterlab", "ipywidgets", "torch", "transformers", "qwen-vl-utils", "umap-learn", "plotly",
-                     "pandas", "pillow"}  # fmt: skip
+    assert names >= {
+        "jupyterlab",
+        "ipywidgets",
+        "torch",
+        "transformers",
+        "qwen-vl-utils",
+        "umap-learn",
+        "plotly",
+        "pandas",
+        "pillow",
+    }
     for folder in ("notebooks", "coral_lab", "data", "tests"):
         assert Path(folder).is_dir()
 
 
-def test_dependencies_have_lower_bounds_only():
+def test_the_base_is_small_and_all_brings_every_extra_that_a_user_wants():
+    assert len(PROJECT["dependencies"]) <= 18
+    (whole,) = map(Requirement, EXTRAS["all"])
+    assert whole.extras == EXTRAS.keys() - {"all", "dev", "docs"}
+
+
+def test_dependencies_have_lower_bounds_and_transformers_an_upper_one():
     for requirement in REQUIREMENTS:
-        assert [spec.operator for spec in requirement.specifier] == [">="], requirement
+        bounds = [">=", "<"] if requirement.name == "transformers" else [">="]
+        assert sorted((spec.operator for spec in requirement.specifier), reverse=True) == bounds, requirement
 
 
 def test_tested_versions_satisfy_the_bounds():
@@ -50,14 +69,43 @@ def test_tested_versions_satisfy_the_bounds():
         assert tested[canonical(requirement.name)] in requirement.specifier, requirement
 
 
+ALIASES = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml", "umap": "umap-learn"}
+
+
+def imported(file: Path, pattern: str) -> set[str]:
+    """Packages, by the names that pip knows, that lines of a file import."""
+    names = ["".join(pair) for pair in re.findall(pattern, file.read_text(encoding="utf-8"), re.MULTILINE)]
+    own = {"coral_lab", "__future__", *sys.stdlib_module_names}
+    return {canonical(ALIASES.get(name, name)) for name in names if name not in own}
+
+
 def test_everything_imported_is_declared():
     declared = {canonical(requirement.name) for requirement in REQUIREMENTS}
-    aliases = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml", "umap": "umap-learn"}
-    for file in [*Path("coral_lab").glob("*.py"), *Path("notebooks").glob("*.py")]:
-        for name in re.findall(r"^\s*(?:from|import) (\w+)", file.read_text(), re.MULTILINE):
-            module = canonical(aliases.get(name, name))
-            from_here = name in ("coral_lab", "__future__") or name in __import__("sys").stdlib_module_names
-            assert from_here or module in declared, f"{file} imports {name}"
+    for file in [*Path("coral_lab").rglob("*.py"), *Path("notebooks").glob("*.py")]:
+        assert imported(file, r"^\s*(?:from (\w+)[\w.]* import|import (\w+))") <= declared, file
+
+
+def test_the_root_models_and_sources_need_nothing_but_the_base():
+    base = {canonical(Requirement(line).name) for line in PROJECT["dependencies"]}
+    folders = ("coral_lab", "coral_lab/models", "coral_lab/sources")
+    for file in [file for folder in folders for file in Path(folder).glob("*.py")]:
+        assert imported(file, r"^(?:from (\w+)[\w.]* import|import (\w+))") <= base, file
+
+
+def test_what_is_asked_of_an_extra_is_in_it():
+    asked = {
+        pair
+        for file in Path("coral_lab").rglob("*.py")
+        for pair in re.findall(r'require\("(\w+)", "(\w+)"\)', file.read_text(encoding="utf-8"))
+    }
+    assert len(asked) >= 4
+    for package, extra in asked:
+        assert canonical(package) in {canonical(Requirement(line).name) for line in EXTRAS[extra]}, package
+
+
+def test_a_package_that_is_missing_names_its_extra():
+    with pytest.raises(MissingExtraError, match=r"needs no_such_thing, .* pip install 'coral-lab\[store\]'"):
+        require("no_such_thing.part", "store")
 
 
 @pytest.mark.skipif(not Path(".git").exists(), reason="no git checkout")

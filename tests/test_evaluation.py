@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from coral_lab import Condition, ItemError, Product, Query, encode, evaluate, evaluation, index
-from coral_lab.evaluation import Index, ranking
+from coral_lab import Condition, Product, Query, encode, evaluate, index, retrieval
+from coral_lab.errors import ItemError
+from coral_lab.retrieval import Index, ranking
 from coral_lab.store.topk import top_k
 
 
@@ -18,7 +19,7 @@ def pool(random_model, shop):
 
 @pytest.fixture(scope="module")
 def queries(shop, pool):
-    return [query for query in shop.queries if any(id in pool.rows for id in query.positives)][:40]
+    return [query for query in shop.queries if any(id in pool.row_of for id in query.positives)][:40]
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +41,8 @@ def test_search_ranks_by_dot_product(random_model, pool, queries):
 
 
 def test_a_pool_is_prepared_once_for_all_its_searches(random_model, pool, queries, monkeypatch):
-    prepared, prepare = [], evaluation.prepare
-    monkeypatch.setattr(evaluation, "prepare", lambda rows: prepared.append(rows) or prepare(rows))
+    prepared, prepare = [], retrieval.prepare
+    monkeypatch.setattr(retrieval, "prepare", lambda rows: prepared.append(rows) or prepare(rows))
     own = Index(random_model, pool.products, pool.embeddings)
     for query in queries[:3]:
         own.search(query)
@@ -74,7 +75,7 @@ def test_a_pool_with_too_few_products_is_padded(random_model, shop):
 
 def test_metrics_are_those_of_a_plain_loop(result, queries):
     ranks = []
-    for query, row in zip(queries, result.rows, strict=True):
+    for query, row in zip(queries, result.ranked, strict=True):
         places = [place for place, at in enumerate(row[:10], 1) if result.products[at].id in query.positives]
         ranks.append(places[0] if places else -1)
     for k in (1, 5, 10):
@@ -86,7 +87,7 @@ def test_metrics_are_those_of_a_plain_loop(result, queries):
 
 
 def test_nothing_a_query_shows_is_among_its_results(result, queries):
-    for query, row in zip(queries, result.rows, strict=True):
+    for query, row in zip(queries, result.ranked, strict=True):
         shown = {product.id for product in query.references} - set(query.positives)
         assert not shown & {result.products[at].id for at in row if at >= 0}
 
@@ -107,7 +108,7 @@ def test_trec_run_and_json_say_what_was_measured(result, queries, tmp_path):
     result.write_trec(tmp_path / "run.trec")
     run = pd.read_csv(tmp_path / "run.trec", sep=" ", header=None, dtype={2: str})
     first = run[(run[0] == queries[0].id) & (run[3] == 1)].iloc[0]
-    assert first[2] == result.products[result.rows[0, 0]].id
+    assert first[2] == result.products[result.ranked[0, 0]].id
     assert run.groupby(0)[4].is_monotonic_decreasing.all()
     result.write_json(tmp_path / "out.json", seconds=1.5)
     written = json.loads((tmp_path / "out.json").read_text())

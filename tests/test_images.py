@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from coral_lab.images import ItemError, open_image, paste_together, thumbnail
+from coral_lab.errors import ItemError
+from coral_lab.images import open_image, paste_together, thumbnail
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 
@@ -99,8 +100,15 @@ def test_a_palette_keeps_its_colours_and_its_transparency(transparency, first):
 def test_a_turned_photograph_comes_upright(orientation):
     upright = Image.new("RGB", (20, 10), WHITE)
     upright.paste(RED, (0, 0, 5, 5))
-    undo = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_90",
-            7: "TRANSVERSE", 8: "ROTATE_270"}  # fmt: skip
+    undo = {
+        2: "FLIP_LEFT_RIGHT",
+        3: "ROTATE_180",
+        4: "FLIP_TOP_BOTTOM",
+        5: "TRANSPOSE",
+        6: "ROTATE_90",
+        7: "TRANSVERSE",
+        8: "ROTATE_270",
+    }
     stored = upright.transpose(Image.Transpose[undo[orientation]]) if orientation > 1 else upright
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -200,8 +208,18 @@ def test_a_decoder_that_breaks_in_its_own_way_is_an_item_error_too():
     assert "Unknown pixel format" in refused(bytes(damaged))
 
 
-FILES = [encoded(Image.new(mode, (24, 16)), format) for mode, format in
-         [("RGB", "PNG"), ("P", "GIF"), ("RGB", "JPEG"), ("RGB", "WEBP"), ("RGB", "DDS"), ("RGB", "TGA"), ("L", "PPM")]]  # fmt: skip
+FILES = [
+    encoded(Image.new(mode, (24, 16)), format)
+    for mode, format in [
+        ("RGB", "PNG"),
+        ("P", "GIF"),
+        ("RGB", "JPEG"),
+        ("RGB", "WEBP"),
+        ("RGB", "DDS"),
+        ("RGB", "TGA"),
+        ("L", "PPM"),
+    ]
+]
 
 
 @settings(max_examples=200, deadline=None)

@@ -1,4 +1,6 @@
-"""Imports point strictly down, modules stay short, and `import coral_lab` stays quick."""
+"""Imports follow the arrows between rooms, lazy ones counted; modules stay short; `import coral_lab` stays
+quick.
+"""
 
 import ast
 import json
@@ -9,82 +11,113 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "coral_lab"
-MODULES = sorted(file.stem for file in PACKAGE.glob("*.py"))
+FILES = sorted(PACKAGE.rglob("*.py"))
 
-# A module may import what stands on the floors below its own, nothing on its own floor or above.
-FLOORS = [
-    "augment cards cpu_attention cpu_linear errors html images last_layer losses metrics outlines parallel search",
-    "geometry hub interleaved marks pixels plots rows shapes_accessories shapes_clothes shapes_home vectors vision",
-    "hits instructions models shapes titles widgets",
-    "drawing inputs maps merit_files mini picker queries training",
-    "batches catalogue coral fingerprints reading",
-    "contrastive encoder lessons",
-    "attributes evaluation pairs probing rebuilding store",
-    "__init__ ablations bench comparing demo experiments mistakes stages",
-    "trials",
-    "findings",
-    "contributions report",
-    "cli",
-    "__main__",
-]
-FLOOR = {module: number for number, modules in enumerate(FLOORS) for module in modules.split()}
+# What no file of a room may import; "" is the package's root, whose cli is above all rooms.
+OFFLINE = {"mini", "replication"}
+FORBIDDEN = {
+    "": {"widgets", "training"} | OFFLINE,
+    "models": {"store", "study", "widgets", "training"} | OFFLINE,
+    "sources": {"models", "store", "study", "widgets", "training", "replication"},
+    "store": {"sources", "study", "widgets", "training"} | OFFLINE,
+    "study": {"widgets", "training"} | OFFLINE,
+    "widgets": {"training"} | OFFLINE,
+    "training": {"store", "study", "widgets"} | OFFLINE,
+    "mini": {"study", "widgets", "replication"},
+    "replication": {"widgets"},
+}
 
 
-def imported(source: str, modules=tuple(MODULES)) -> set[str]:
-    """The package's own modules that a source imports, inside functions too; "__init__" for its exported names."""
-    names = []
+def room_of(file: Path) -> str:
+    return file.parent.name if file.parent != PACKAGE else ""
+
+
+def imported(source: str) -> set[str]:
+    """The rooms that a source imports, inside functions too."""
+    found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            base = ".".join(filter(None, ["coral_lab" if node.level else "", node.module]))
-            names += [f"{base}.{alias.name}" for alias in node.names]
-    paths = [name.split(".") for name in names]
-    found = {path[1] if len(path) > 1 else "__init__" for path in paths if path[0] == "coral_lab"}
-    return {name if name in modules else "__init__" for name in found}
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {path.split(".")[1] for path in found if path.startswith("coral_lab.")} & FORBIDDEN.keys()
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_imports_follow_the_arrows(file):
+    if file in (PACKAGE / "cli.py", PACKAGE / "__init__.py"):
+        return  # the command line imports what it runs; the public face says where each name is at home
+    wrong = imported(file.read_text(encoding="utf-8")) & FORBIDDEN[room_of(file)]
+    assert not wrong, f"{file.relative_to(PACKAGE)} may not import {', '.join(sorted(wrong))}"
 
 
 @pytest.mark.parametrize(
     ("source", "expected"),
     [
-        ("import coral_lab.store.topk", {"search"}),
-        ("import coral_lab as cl", {"__init__"}),
-        ("from coral_lab import html, load", {"html", "__init__"}),
-        ("from coral_lab.store.topk import top_k", {"search"}),
-        ("def f():\n    if True:\n        from coral_lab.store.topk import top_k", {"search"}),
-        ("from . import html", {"html"}),
-        ("from .search import top_k", {"search"}),
-        ("import numpy, html\nfrom search import top_k\nfrom coral_lab_extra import html", set()),
+        ("import coral_lab.mini.cards", {"mini"}),
+        ("from coral_lab.study import edits", {"study"}),
+        ("from coral_lab import widgets, load", {"widgets"}),
+        ("def f():\n    if True:\n        from coral_lab.store.topk import top_k", {"store"}),
+        ("import coral_lab as cl\nfrom coral_lab.query import Query\nimport mini.store", set()),
     ],
 )
 def test_every_way_of_importing_is_seen(source, expected):
     assert imported(source) == expected
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_imports_point_strictly_down(module):
-    assert module in FLOOR, f"give {module} a floor in tests/test_layers.py"
-    found = imported((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
-    wrong = [name for name in sorted(found) if FLOOR.get(name, -1) >= FLOOR[module]]
-    assert not wrong, (
-        f"{module} (floor {FLOOR[module]}) imports {', '.join(f'{n} ({FLOOR[n]})' for n in wrong)}"
-    )
+def test_every_room_says_what_it_is_for_and_names_what_is_public():
+    rooms = {file.parent.name for file in FILES if file.parent != PACKAGE}
+    assert rooms | {""} == FORBIDDEN.keys()
+    for room in sorted(rooms):
+        tree = ast.parse((PACKAGE / room / "__init__.py").read_text(encoding="utf-8"))
+        assert len(ast.get_docstring(tree) or "") > 60, room
 
 
-def test_the_package_is_flat_and_no_module_is_called_utils():
-    assert [file.parent for file in PACKAGE.rglob("*.py")] == [PACKAGE] * len(MODULES)
-    assert not {"utils", "helpers", "common", "misc"} & set(MODULES)
+def test_the_root_is_seen_at_a_glance():
+    entries = [entry.name for entry in PACKAGE.iterdir() if entry.name != "__pycache__"]
+    assert len(entries) <= 20, sorted(entries)
+    assert not {"utils", "helpers", "common", "misc"} & {file.stem for file in FILES}
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_a_module_has_at_most_400_lines(module):
-    lines = len((PACKAGE / f"{module}.py").read_text(encoding="utf-8").splitlines())
-    assert lines <= 400, f"{module} has {lines} lines; split it by what it is about"
+def test_no_module_has_the_name_of_a_function_of_the_public_face():
+    import coral_lab as cl
+
+    functions = {name for name in cl.__all__ if name.islower() and name != "errors"}
+    assert not functions & {path.stem for path in PACKAGE.iterdir()}
 
 
-def test_importing_the_package_is_quick_and_leaves_the_heavy_libraries_alone():
+@pytest.mark.parametrize("name", ["", *sorted(FORBIDDEN.keys() - {""})])
+def test_what_is_named_as_public_is_there(name):
+    from importlib import import_module
+
+    package = import_module(f"coral_lab.{name}".rstrip("."))
+    assert package.__all__ == dir(package)
+    for public in package.__all__:
+        assert getattr(package, public) is not None, public
+    with pytest.raises(AttributeError, match=f"{package.__name__} has no 'nothing'; it has "):
+        _ = package.nothing
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_a_module_is_short(file):
+    lines = file.read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 400, f"{file.name} has {len(lines)} lines; split it by what it is about"
+    assert max(map(len, lines), default=0) <= 110
+
+
+def test_lines_are_not_kept_long_by_switching_the_formatter_off():
+    skips = [
+        file
+        for folder in ("coral_lab", "tests", "benchmarks")
+        for file in Path(folder).rglob("*.py")
+        if "fmt: " + "skip" in file.read_text(encoding="utf-8")
+    ]
+    assert len(skips) < 10
+
+
+def test_importing_the_package_is_quick_and_draws_and_reads_nothing():
     code = (
-        "import json, sys, time; start = time.process_time(); import coral_lab\n"
+        "import json, sys, time; start = time.process_time(); import coral_lab; coral_lab.Product\n"
         "print(json.dumps([time.process_time() - start, coral_lab.__file__, list(sys.modules)]))"
     )
     runs = [
@@ -93,7 +126,8 @@ def test_importing_the_package_is_quick_and_leaves_the_heavy_libraries_alone():
     ]
     seconds, files, modules = zip(*(json.loads(run.stdout) for run in runs), strict=True)
     assert files[0] == str(PACKAGE / "__init__.py")
-    heavy = "torch transformers umap numba pandas scipy sklearn plotly matplotlib ipywidgets datasets pyarrow IPython"
+    heavy = "torch transformers umap numba pandas scipy sklearn plotly ipywidgets datasets pyarrow IPython"
     assert not set(heavy.split()) & set(modules[0])
+    assert not [name for name in modules[0] if name.startswith("coral_lab.mini")]
     # Processor time, the best of three: a busy machine is not the package's fault.
     assert min(seconds) < 0.5

@@ -1,4 +1,6 @@
-"""Metrics against values worked out by hand and against ranx; intervals and tests against their definitions."""
+"""Metrics against values worked out by hand and against ranx; intervals and tests against their
+definitions.
+"""
 
 import json
 import math
@@ -88,8 +90,14 @@ def test_ndcg_mrr_and_hit_rate_are_those_of_ranx():
         ours[f"ndcg@{depth}"] = ndcg(relevant, positives, depth).mean()
         ours[f"mrr@{depth}"] = reciprocal_rank(ranks, depth).mean()
         ours[f"hit_rate@{depth}"] = recall_at(ranks, depth).mean()
-    done = subprocess.run([sys.executable, "-c", RANX], input=json.dumps([qrels, run, list(ours)]), text=True,
-                          env={**os.environ, "NUMBA_DISABLE_JIT": "1"}, capture_output=True, check=True)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", RANX],
+        input=json.dumps([qrels, run, list(ours)]),
+        text=True,
+        env={**os.environ, "NUMBA_DISABLE_JIT": "1"},
+        capture_output=True,
+        check=True,
+    )
     theirs = json.loads(done.stdout)
     assert all(0 < value < 1 for value in theirs.values())
     assert ours == pytest.approx(theirs)

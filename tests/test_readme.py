@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 import coral_lab as cl
-from coral_lab.replication.cells import compare, read
+from coral_lab.replication.cells import compare_arms, read_results
 
 README = Path("README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -30,7 +30,7 @@ def test_the_first_lines_of_python_give_a_gallery_and_the_format_works():
 
 
 def test_the_lines_about_a_store_run(tmp_path, monkeypatch):
-    model, shop = cl.load("mini"), cl.catalogue("mini")
+    model, shop = cl.load("mini"), cl.dataset("mini")
     query = next(q for q in shop.queries if q.class_name == "shoes")
     small = type(shop)("small", shop.products[:400], [query])
     monkeypatch.chdir(tmp_path)
@@ -68,9 +68,16 @@ def test_the_ablation_s_figures_are_those_of_its_ranks():
     text = " ".join(
         Path("data/README.md").read_text(encoding="utf-8").partition("## The loss ablation")[2].split()
     )
-    table = compare(read("data/results/loss-ablation-ranks.csv", "query")).set_index("arm")
-    names = {"vision": "vision", "language": "language", "coral": "both", "reg only": "L_reg only", "rec only": "L_rec only",
-             "coral 0.05": "both at 0.05", "coral 1": "both at 1"}  # fmt: skip
+    table = compare_arms(read_results("data/results/loss-ablation-ranks.csv", "query")).set_index("arm")
+    names = {
+        "vision": "vision",
+        "language": "language",
+        "coral": "both",
+        "reg only": "L_reg only",
+        "rec only": "L_rec only",
+        "coral 0.05": "both at 0.05",
+        "coral 1": "both at 1",
+    }
     for arm, name in names.items():
         assert f"{name} {table.loc[arm, 'difference']:.3f}" in text, arm
     low, high = table.loc["coral", ["low", "high"]]

@@ -1,7 +1,9 @@
-"""coral-mini's untrained start: a real Qwen2.5-VL of under two million parameters, its tokenizer and processor.
+"""coral-mini's untrained start: a real Qwen2.5-VL of under two million parameters, its tokenizer and
+processor.
 
-Everything is transformers' own class; only the numbers are small. Pictures are reduced to 84 x 84 pixels, which are
-nine image tokens; the vocabulary is learnt from the catalogue's words and the instructions in five languages.
+Everything is transformers' own class; only the numbers are small. Pictures are reduced to 84 x 84 pixels,
+which are nine image tokens; the vocabulary is learnt from the catalogue's words and the instructions in five
+languages.
 """
 
 import torch
@@ -21,8 +23,16 @@ from coral_lab.models.loading import Model
 
 PIXELS = 84 * 84
 VOCABULARY = 2048
-SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>",
-                  "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>"]  # fmt: skip
+SPECIAL_TOKENS = [
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|vision_pad|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+]
 
 # Qwen2's own split, but letters keep their combining marks: else every Thai word falls to pieces.
 SPLIT = (
@@ -66,13 +76,18 @@ def _tokenizer(corpus) -> PreTrainedTokenizerFast:
     )
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=SPECIAL_TOKENS, initial_alphabet=alphabet,
-                                  show_progress=False)  # fmt: skip
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, special_tokens=SPECIAL_TOKENS, initial_alphabet=alphabet, show_progress=False
+    )
     tokenizer.train_from_iterator(corpus, trainer)
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", padding_side="left",
-        additional_special_tokens=SPECIAL_TOKENS[1:], model_max_length=32768,
-    )  # fmt: skip
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        padding_side="left",
+        additional_special_tokens=SPECIAL_TOKENS[1:],
+        model_max_length=32768,
+    )
 
 
 def _processor(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLProcessor:
@@ -89,17 +104,36 @@ def _config(tokenizer: PreTrainedTokenizerFast, other_text: dict, other_vision: 
     id = tokenizer.convert_tokens_to_ids
     special = {f"{name}_token_id": id(f"<|{name}|>") for name in ("vision_start", "vision_end")}
     text = {
-        "vocab_size": VOCABULARY, "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 3,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 32768,
+        "vocab_size": VOCABULARY,
+        "hidden_size": 128,
+        "intermediate_size": 384,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 32768,
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]},
-        "tie_word_embeddings": True, "use_sliding_window": False,
-        "bos_token_id": None, "eos_token_id": id("<|im_end|>"), "pad_token_id": id("<|endoftext|>"),
-    }  # fmt: skip
+        "tie_word_embeddings": True,
+        "use_sliding_window": False,
+        "bos_token_id": None,
+        "eos_token_id": id("<|im_end|>"),
+        "pad_token_id": id("<|endoftext|>"),
+    }
     vision = {
-        "depth": 2, "hidden_size": 128, "intermediate_size": 256, "num_heads": 4, "out_hidden_size": 128,
-        "patch_size": 14, "spatial_merge_size": 2, "window_size": 112, "fullatt_block_indexes": [1],
-    }  # fmt: skip
+        "depth": 2,
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_heads": 4,
+        "out_hidden_size": 128,
+        "patch_size": 14,
+        "spatial_merge_size": 2,
+        "window_size": 112,
+        "fullatt_block_indexes": [1],
+    }
     return Qwen2_5_VLConfig(
-        text_config=text | other_text, vision_config=vision | other_vision, image_token_id=id("<|image_pad|>"),
-        video_token_id=id("<|video_pad|>"), tie_word_embeddings=True, **special,
-    )  # fmt: skip
+        text_config=text | other_text,
+        vision_config=vision | other_vision,
+        image_token_id=id("<|image_pad|>"),
+        video_token_id=id("<|video_pad|>"),
+        tie_word_embeddings=True,
+        **special,
+    )

@@ -3,11 +3,12 @@
 import time
 from pathlib import Path
 
-from coral_lab import html
-from coral_lab.evaluation import Result, evaluate, index
-from coral_lab.interleaved import parts
-from coral_lab.mini.catalogue import catalogue
+from coral_lab.evaluation import Result
+from coral_lab.mini.merit_mini import catalogue
 from coral_lab.models.loading import load
+from coral_lab.prompts import parts
+from coral_lab.results import grey, page, paragraph
+from coral_lab.retrieval import index
 
 
 def demo(model_name: str = "mini", out: Path = Path("build/demo.html"), queries: int | None = None) -> Result:
@@ -21,15 +22,16 @@ def demo(model_name: str = "mini", out: Path = Path("build/demo.html"), queries:
     hits = pool.search(query, k=10)
     print("\n" + "".join(part if isinstance(part, str) else "<picture>" for part in parts(query)) + "\n")
     print("\n".join(repr(hits).splitlines()[1:6]) + "\n")
-    result = evaluate(model, shop.queries[:queries], pool)
+    result = pool.evaluate(shop.queries[:queries])
     print(result)
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(html.page("CORAL workbench: one query", _body(hits, result)), encoding="utf-8")
+    out.write_text(page("CORAL workbench: one query", _body(hits, result)), encoding="utf-8")
     print(f"\n{time.perf_counter() - started:.1f} s; the gallery is in {out}")
     return result
 
 
 def _body(hits, result: Result) -> str:
     rows = "".join(f"<tr><td>{name}</td><td>{value}</td></tr>" for name, value in result.metrics.items())
-    facts = f"{result.model}: {len(result.queries):,} queries over {len(result.products):,} products, 95% intervals"
-    return hits._repr_html_() + f"<h2>Metrics</h2>{html.block(html.grey(facts))}<table>{rows}</table>"
+    counts = f"{len(result.queries):,} queries over {len(result.products):,} products"
+    facts = f"{result.model}: {counts}, 95% intervals"
+    return hits._repr_html_() + f"<h2>Metrics</h2>{paragraph(grey(facts))}<table>{rows}</table>"

@@ -17,7 +17,7 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
 from coral_lab.mini.cards import cards
 from coral_lab.mini.marks import FIELD, mark, pattern
-from coral_lab.mini.outlines import Part
+from coral_lab.mini.outlines import Piece
 from coral_lab.mini.shapes import SHAPES
 
 SIDE = 224
@@ -63,7 +63,9 @@ class Drawing:
 
     @property
     def identity(self) -> str:
-        """Equal for equal pictures; other words for the same facts where the code that draws them has changed."""
+        """Equal for equal pictures; other words for the same facts where the code that draws them has
+        changed.
+        """
         return f"drawing {_code()} {astuple(self)}"
 
 
@@ -239,7 +241,7 @@ def _small(mask: Image.Image) -> np.ndarray:
     return np.asarray(mask.reduce(_FINE), np.float32) / 255
 
 
-def _area(part: Part, grown: float = 0.0) -> Image.Image:
+def _area(part: Piece, grown: float = 0.0) -> Image.Image:
     """What a part covers, `grown` on all sides, as a fine mask."""
     fine = _CANVAS * _FINE
     picture = Image.new("L", (fine, fine))

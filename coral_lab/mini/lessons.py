@@ -7,10 +7,10 @@ Every product is answered with one word for each slot, "-" where picture and tit
     picture and title  -> all that either shows
     query              -> class, then each wanted attribute and its value, in the order of the conditions
 
-Naming the attribute before its value makes a query much easier to learn to answer: one token further on, the model
-only has to look where that word stands in the question. Answers to products and queries may begin with any of their
-values, each as likely (`summary_loss`): so the last token before them knows all of it, which is what an embedding needs
-(arXiv 2307.16645); else it knows the first word of the answer only.
+Naming the attribute before its value makes a query much easier to learn to answer: one token further on, the
+model only has to look where that word stands in the question. Answers to products and queries may begin with
+any of their values, each as likely (`summary_loss`): so the last token before them knows all of it, which is
+what an embedding needs (arXiv 2307.16645); else it knows the first word of the answer only.
 """
 
 from collections.abc import Sequence
@@ -21,12 +21,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from coral_lab.interleaved import Product, Query
-from coral_lab.mini.catalogue import ATTRIBUTES, VISUAL, named_in_title, stated
-from coral_lab.models.inputs import Item, draw_moves, prompt, see, tokenize
+from coral_lab.mini.queries import stated
+from coral_lab.mini.titles import ATTRIBUTES, VISUAL, named_in_title
+from coral_lab.models.forward import tokenize
+from coral_lab.models.inputs import Item, prompt
 from coral_lab.models.loading import Model
-from coral_lab.models.prefixes import by_length, read_last
-from coral_lab.training import distributed as parallel
+from coral_lab.models.prefixes import by_length, forward_last
+from coral_lab.models.vision import vision_of
+from coral_lab.query import Product, Query
+from coral_lab.training import distributed
+from coral_lab.training.augment import moves_for, moving
 
 SLOTS = ("class", *ATTRIBUTES)
 UNKNOWN = "-"
@@ -74,8 +78,8 @@ def answer_loss(model: Model, lessons: Sequence[Lesson], augmented: bool = False
 def summary_loss(model: Model, lessons: Sequence[Lesson], augmented: bool = False) -> tuple[Tensor, Tensor]:
     """Next-token cross-entropy of answers whose first word may be any value of the lesson's, each as likely.
 
-    Returns that of the first token, mean over the lessons, and that of those after it, given the answer as it stands,
-    mean over these tokens; across processes as in `answer_loss`.
+    Returns that of the first token, mean over the lessons, and that of those after it, given the answer as it
+    stands, mean over these tokens; across processes as in `answer_loss`.
     """
     logits, targets, lengths = _answers(model, lessons, augmented)
     is_first = torch.zeros(len(targets), dtype=torch.bool, device=targets.device)
@@ -90,7 +94,7 @@ def summary_loss(model: Model, lessons: Sequence[Lesson], augmented: bool = Fals
 
 def _everywhere(model: Model, count: int) -> float:
     """The count summed over all processes."""
-    return parallel.total([float(count)], model.device)[0]
+    return distributed.total([float(count)], model.device)[0]
 
 
 def _values(item: Item, text: str) -> list[str]:
@@ -136,7 +140,7 @@ def _answers(
 ) -> tuple[Tensor, Tensor, list[int]]:
     """Logits [token, vocabulary] and ids [token] of all answers' tokens, and the answers' lengths."""
     prompts = [prompt(model, item) for item, _ in lessons]
-    vision = see(model, prompts, draw_moves(prompts) if augmented else None)
+    vision = vision_of(model, prompts, moving(model, moves_for(prompts)) if augmented else None)
     end = model.processor.tokenizer.eos_token
     rows: dict[int, tuple[Tensor, Tensor]] = {}
     for some in by_length(prompts):
@@ -145,7 +149,7 @@ def _answers(
         lengths = batch["answer_lengths"]
         count = int(lengths.max())
         is_answer = torch.arange(count) >= count - lengths[:, None]
-        hidden = read_last(model, own, vision, batch, count + 1)[:, :-1][is_answer]
+        hidden = forward_last(model, own, vision, batch, count + 1)[:, :-1][is_answer]
         ids = batch["input_ids"][:, -count:][is_answer].to(hidden.device)
         logits = model.network.lm_head(hidden).float()
         rows |= zip(

@@ -19,8 +19,20 @@ def _star(cx, cy, r, inner=0.45, spikes=5):
 
 
 def _heart():
-    return blob((0.5, 0.26), (0.5, 0.26), (0.66, 0.09), (0.9, 0.15), (0.95, 0.38), (0.78, 0.66), (0.5, 0.93),
-                (0.5, 0.93), (0.22, 0.66), (0.05, 0.38), (0.1, 0.15), (0.34, 0.09))  # fmt: skip
+    return blob(
+        (0.5, 0.26),
+        (0.5, 0.26),
+        (0.66, 0.09),
+        (0.9, 0.15),
+        (0.95, 0.38),
+        (0.78, 0.66),
+        (0.5, 0.93),
+        (0.5, 0.93),
+        (0.22, 0.66),
+        (0.05, 0.38),
+        (0.1, 0.15),
+        (0.34, 0.09),
+    )
 
 
 def _turned(points, degrees):
@@ -42,8 +54,11 @@ MARKS = {
     "plus": _PLUS,
     "arrow": [[(0.5, 0.02), (0.96, 0.5), (0.66, 0.5), (0.66, 0.96), (0.34, 0.96), (0.34, 0.5), (0.04, 0.5)]],
     "horseshoe": [
-        box(0.08, 0.06, 0.92, 0.5), arc(0.5, 0.5, 0.42),
-        "minus", box(0.36, 0.0, 0.64, 0.52), arc(0.5, 0.52, 0.14),
+        box(0.08, 0.06, 0.92, 0.5),
+        arc(0.5, 0.5, 0.42),
+        "minus",
+        box(0.36, 0.0, 0.64, 0.52),
+        arc(0.5, 0.52, 0.14),
     ],
     "dots": [arc(x, y, 0.2) for x in (0.24, 0.76) for y in (0.24, 0.76)],
     "bars": [box(0.06, 0.12, 0.94, 0.4), box(0.06, 0.6, 0.94, 0.88)],
@@ -52,7 +67,7 @@ MARKS = {
     "triangle": [[(0.5, 0.04), (0.99, 0.92), (0.01, 0.92)]],
     "steps": [box(0.06, 0.06, 0.5, 0.5), box(0.5, 0.5, 0.94, 0.94)],
     "saltire": [_turned(polygon, 45) for polygon in _PLUS],
-}  # fmt: skip
+}
 
 
 @cache
@@ -124,9 +139,15 @@ def _camouflage():
 
 
 PATTERNS = {
-    "plain": _plain, "stripes": _stripes, "dots": _dots, "checks": _checks,
-    "zigzag": _zigzag, "argyle": _argyle, "stars": _stars, "camouflage": _camouflage,
-}  # fmt: skip
+    "plain": _plain,
+    "stripes": _stripes,
+    "dots": _dots,
+    "checks": _checks,
+    "zigzag": _zigzag,
+    "argyle": _argyle,
+    "stars": _stars,
+    "camouflage": _camouflage,
+}
 
 
 @cache

@@ -1,4 +1,6 @@
-"""Which attributes a checkpoint can name, asked of it in words: the picture alone, and the title in five languages."""
+"""Which attributes a checkpoint can name, asked of it in words: the picture alone, and the title in five
+languages.
+"""
 
 from collections.abc import Iterable, Sequence
 
@@ -6,21 +8,26 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from coral_lab.interleaved import Product
 from coral_lab.metrics import estimate
-from coral_lab.mini.catalogue import LANGUAGES, retitle
 from coral_lab.mini.lessons import SLOTS, UNKNOWN, Lesson, picture_lesson, title_lesson
-from coral_lab.models.inputs import Item, key, prompt, see, tokenize
+from coral_lab.mini.titles import retitle
+from coral_lab.models.forward import tokenize
+from coral_lab.models.inputs import Item, prompt
 from coral_lab.models.loading import Model
+from coral_lab.models.pixels import key
+from coral_lab.models.vision import vision_of
+from coral_lab.prompts import LANGUAGES
+from coral_lab.query import Product
 
 LONGEST = 32  # tokens; an answer has nine words
 
 
 def name_attributes(model: Model, products: Sequence[Product], batch_size: int = 64) -> pd.DataFrame:
-    """Share of attributes that the model names right when it speaks freely (greedy decoding), with 95% intervals.
+    """Share of attributes that the model names right when it speaks freely (greedy decoding), with 95%
+    intervals.
 
-    One row a source ("picture", "title en", …) and attribute that the source shows; a wrong or missing word is
-    wrong. Columns: source, attribute, n, accuracy, low, high. For products of MERIT-mini only.
+    One row a source ("picture", "title en", …) and attribute that the source shows; a wrong or missing word
+    is wrong. Columns: source, attribute, n, accuracy, low, high. For products of MERIT-mini only.
     """
     lessons = [("picture", picture_lesson(product)) for product in products]
     lessons += [
@@ -49,8 +56,16 @@ def _summary(marks: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for (source, slot), part in marks.groupby(["source", "attribute"], sort=False):
         found = estimate(part["right"].to_numpy(float))
-        rows.append({"source": source, "attribute": slot, "n": found.n, "accuracy": found.mean,
-                     "low": found.low, "high": found.high})  # fmt: skip
+        rows.append(
+            {
+                "source": source,
+                "attribute": slot,
+                "n": found.n,
+                "accuracy": found.mean,
+                "low": found.low,
+                "high": found.high,
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -63,7 +78,7 @@ def speak(model: Model, items: Sequence[Item], batch_size: int = 64, longest: in
             prompt(model, item, name=f"item {start + i}") for i, item in enumerate(items[start:][:batch_size])
         ]
         pixels = model.pixels((picture, prompt.name) for prompt in prompts for picture in prompt.pictures)
-        batch = tokenize(model, prompts, see(model, prompts))
+        batch = tokenize(model, prompts, vision_of(model, prompts))
         batch.pop("answer_lengths")
         shown = [pixels[key(picture)][0] for prompt in prompts for picture in prompt.pictures]
         if shown:

@@ -9,7 +9,7 @@ Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
-class Part:
+class Piece:
     """One piece of a product, drawn over the pieces before it.
 
     `layer` is "body" (color and pattern), "trim" (trim colour), "dark" or "metal" (fixed greys),
@@ -22,28 +22,28 @@ class Part:
     width: float = 0.0
 
 
-def body(points) -> Part:
-    return Part("body", tuple(points))
+def body(points) -> Piece:
+    return Piece("body", tuple(points))
 
 
-def trim(points, width=0.0) -> Part:
-    return Part("trim", tuple(points), width)
+def trim(points, width=0.0) -> Piece:
+    return Piece("trim", tuple(points), width)
 
 
-def dark(points, width=0.0) -> Part:
-    return Part("dark", tuple(points), width)
+def dark(points, width=0.0) -> Piece:
+    return Piece("dark", tuple(points), width)
 
 
-def metal(points, width=0.0) -> Part:
-    return Part("metal", tuple(points), width)
+def metal(points, width=0.0) -> Piece:
+    return Piece("metal", tuple(points), width)
 
 
-def glint(points, width=0.0) -> Part:
-    return Part("glint", tuple(points), width)
+def glint(points, width=0.0) -> Piece:
+    return Piece("glint", tuple(points), width)
 
 
-def line(points, width=0.009) -> Part:
-    return Part("line", tuple(points), width)
+def line(points, width=0.009) -> Piece:
+    return Piece("line", tuple(points), width)
 
 
 def arc(cx, cy, rx, ry=None, start=0.0, end=360.0, count=64) -> list[Point]:
@@ -111,7 +111,7 @@ def both(half) -> list[Point]:
     return [*half, *reversed(mirror(half))]
 
 
-def pair(make, points, width=None) -> list[Part]:
+def pair(make, points, width=None) -> list[Piece]:
     """The part and its mirror image."""
     extra = {} if width is None else {"width": width}
     return [make(points, **extra), make(mirror(points), **extra)]

@@ -6,9 +6,10 @@ from functools import cache
 from itertools import combinations
 from random import Random
 
-from coral_lab.interleaved import Condition, Product, Query
 from coral_lab.mini.cards import cards
-from coral_lab.mini.titles import ATTRIBUTES, LANGUAGES, TEXTUAL, material_phrase, shown, word
+from coral_lab.mini.titles import ATTRIBUTES, TEXTUAL, material_phrase, shown, word
+from coral_lab.prompts import LANGUAGES
+from coral_lab.query import Condition, Product, Query
 
 LISTING_ATTRIBUTES = ("brand", "shape", "material", "origin")
 VARIANT_ATTRIBUTES = ("color", "pattern", "trim", "size")
@@ -61,7 +62,7 @@ def _meanings(class_name: str) -> dict[str, tuple[str, str]]:
     return {free_text(class_name, key, value): (key, value) for key in values for value in values[key]}
 
 
-class Pool:
+class Lookup:
     """Products of one split, indexed by what they have and what they show (positions in `products`)."""
 
     def __init__(self, products: Sequence[Product], listings: Sequence[int]):
@@ -96,7 +97,7 @@ def _naming_all(naming: dict[frozenset, list[int]]) -> dict[frozenset, list[int]
     return {keys: sorted(i for named in naming if keys <= named for i in naming[named]) for keys in subsets}
 
 
-def sample_queries(pool: Pool, count: int, prefix: str, rng: Random) -> tuple[Query, ...]:
+def sample_queries(pool: Lookup, count: int, prefix: str, rng: Random) -> tuple[Query, ...]:
     """`count` queries over the pool, with ids `{prefix}-00000`, ….
 
     Every query has at least one positive and at most 5% of the pool, none of them a reference of its
@@ -105,7 +106,7 @@ def sample_queries(pool: Pool, count: int, prefix: str, rng: Random) -> tuple[Qu
     return tuple(_query(pool, f"{prefix}-{number:05d}", rng) for number in range(count))
 
 
-def _query(pool: Pool, id: str, rng: Random) -> Query:
+def _query(pool: Lookup, id: str, rng: Random) -> Query:
     how, count = _weighted(SAMPLING, rng), _weighted(CONDITIONS, rng)
     has_text = rng.random() < WITH_TEXT
     keys = _keys(how, count + has_text, rng)
@@ -152,7 +153,7 @@ def _keys(how: str, count: int, rng: Random) -> list[str]:
     return first + rng.sample(others, count - 2)
 
 
-def _target(pool: Pool, how: str, keys: list[str], rng: Random) -> tuple[int, int | None]:
+def _target(pool: Lookup, how: str, keys: list[str], rng: Random) -> tuple[int, int | None]:
     """A product that shows all the attributes and, for spu_first, a sibling that differs as asked."""
     needed = frozenset(keys).intersection(TEXTUAL)
     while True:
@@ -171,7 +172,7 @@ def _target(pool: Pool, how: str, keys: list[str], rng: Random) -> tuple[int, in
 
 
 def _references(
-    pool: Pool,
+    pool: Lookup,
     class_name: str,
     keys: list[str],
     wanted: dict[str, str],
@@ -197,7 +198,7 @@ def _references(
     return chosen
 
 
-def _reference(pool: Pool, sought: tuple, class_name: str, excluded: set[int], rng: Random) -> int | None:
+def _reference(pool: Lookup, sought: tuple, class_name: str, excluded: set[int], rng: Random) -> int | None:
     """A product showing `sought` (attribute, value, title language), half of the time of the wanted class."""
     options = [(*sought, class_name), sought] if rng.random() < SAME_CLASS else [sought]
     for option in options:

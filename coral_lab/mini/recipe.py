@@ -1,7 +1,8 @@
-"""The stages that make coral-mini: a base that sees, reads and answers, then contrastive training or Coral from it.
+"""The stages that make coral-mini: a base that sees, reads and answers, then contrastive training or Coral
+from it.
 
-The base stands for the pretrained MLLM. It first looks at single pictures, then also reads single titles, then also
-answers about products and queries: each skill is kept in the mixture, or it is forgotten.
+The base stands for the pretrained MLLM. It first looks at single pictures, then also reads single titles,
+then also answers about products and queries: each skill is kept in the mixture, or it is forgotten.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -10,10 +11,9 @@ from functools import partial
 from pathlib import Path
 from random import Random
 
+from coral_lab.encoder import UNKEPT
 from coral_lab.evaluation import evaluate
-from coral_lab.interleaved import Dataset, Product, Query, parts
 from coral_lab.mini.architecture import untrained
-from coral_lab.mini.catalogue import LANGUAGES, catalogue, named_in_title, retitle
 from coral_lab.mini.lessons import (
     Lesson,
     answer_loss,
@@ -24,20 +24,27 @@ from coral_lab.mini.lessons import (
     summary_loss,
     title_lesson,
 )
+from coral_lab.mini.merit_mini import catalogue
+from coral_lab.mini.pairs import fewer, mini_pairs, translated, varied
+from coral_lab.mini.titles import named_in_title, retitle
 from coral_lab.models.inputs import prompt
-from coral_lab.models.loading import Model, add_lora, best_device, load
-from coral_lab.training import distributed as parallel
-from coral_lab.training.contrastive import contrastive_objective
-from coral_lab.training.loop import Objective, Step, TrainConfig, backward, train
-from coral_lab.training.pairs import fewer, mini_pairs, pair_sampler, translated, varied
-from coral_lab.training.reconstruction import CONTRASTIVE, Coral, decoders
+from coral_lab.models.loading import Model, best_device, load
+from coral_lab.prompts import LANGUAGES, parts
+from coral_lab.query import Dataset, Product, Query
+from coral_lab.training import distributed
+from coral_lab.training.contrastive import StepConfig
+from coral_lab.training.from_data import OBJECTIVES, train_pairs
+from coral_lab.training.loop import Objective, Step, TrainConfig, backward, train_loop
+from coral_lab.training.lora import add_lora
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """How many of each lesson a step has, until this share of the steps is done; pictures may be `moved` a little.
+    """How many of each lesson a step has, until this share of the steps is done; pictures may be `moved` a
+    little.
 
-    `further` train splits, made from other seeds, give pictures. This share of the queries is `disputed`: see there.
+    `further` train splits, made from other seeds, give pictures. This share of the queries is `disputed`: see
+    there.
     """
 
     until: float
@@ -59,15 +66,18 @@ ANSWERS = (
     Mixture(0.40, pictures=64, titles=16, products=32, queries=96, moved=True, further=2, disputed=0.5),
     Mixture(1.00, pictures=128, titles=8, products=48, queries=64, moved=True, further=2, disputed=0.5),
 )
-"""Then also products and queries, at moved pictures. Which picture shows the wanted brand, and which title the wanted size
-where two name one, are skills of their own; the finest things, small marks and patterns, are learnt last. Pictures that
-move from the first step on are learnt more slowly."""
+"""Then also products and queries, at moved pictures. Which picture shows the wanted brand, and which title
+the wanted size where two name one, are skills of their own; the finest things, small marks and patterns, are
+learnt last. Pictures that move from the first step on are learnt more slowly.
+"""
 
 MIXTURES = {"base": BASE, "answers": ANSWERS}
 
 
 def corpus(shop: Dataset, limit: int = 4000):
-    """Texts from which coral-mini's vocabulary is learnt: titles and instructions in five languages, answers."""
+    """Texts from which coral-mini's vocabulary is learnt: titles and instructions in five languages,
+    answers.
+    """
     for product in shop.products[:limit]:
         yield from (retitle(product, language).title for language in LANGUAGES)
         yield product_lesson(product)[1]
@@ -79,9 +89,11 @@ def corpus(shop: Dataset, limit: int = 4000):
 def base_objective(
     model: Model, shop: Dataset, config: TrainConfig, mixtures: Sequence[Mixture] = BASE
 ) -> Objective:
-    """Next-token loss on lessons in the given mixtures: one term a kind of lesson, two where `summary_loss` has two.
+    """Next-token loss on lessons in the given mixtures: one term a kind of lesson, two where `summary_loss`
+    has two.
 
-    Across processes each has its share of every kind. Raises ValueError for a number of lessons that cannot be shared.
+    Across processes each has its share of every kind. Raises ValueError for a number of lessons that cannot
+    be shared.
     """
 
     autocast = config.autocast(model.device)
@@ -118,7 +130,7 @@ def base_objective(
                     losses[name] = answer_loss(model, lessons, mixture.moved)
         terms = backward(losses)
         return Step(
-            dict(zip(terms, parallel.total(list(terms.values()), model.device), strict=True)),
+            dict(zip(terms, distributed.total(list(terms.values()), model.device), strict=True)),
             [prompt(model, item) for lessons in kinds.values() for item, _ in lessons],
         )
 
@@ -126,13 +138,15 @@ def base_objective(
 
 
 def _pick(products: Sequence[Product], rng: Random, count: int) -> list[Product]:
-    """This process's share, in the catalogue's order: each process mostly draws pictures that no other draws."""
+    """This process's share, in the catalogue's order: each process mostly draws pictures that no other
+    draws.
+    """
     places = sorted(rng.sample(range(len(products)), count))
     return _own([translated(products[place], rng) for place in places])
 
 
 def _own(rows: list) -> list:
-    return [rows[i] for i in parallel.share(len(rows))]
+    return [rows[i] for i in distributed.share(len(rows))]
 
 
 def disputed(query: Query) -> bool:
@@ -145,7 +159,9 @@ def disputed(query: Query) -> bool:
 
 
 def base_evaluation(model: Model, products: int = 256) -> Callable[[], dict[str, float]]:
-    """Accuracy by attribute on unseen products and queries: "see class", …, "read class", …, "ask color", …"""
+    """Accuracy by attribute on unseen products and queries: "see class", …, "read class", …, "ask color",
+    …
+    """
     val = catalogue("mini", "val")
     shop = val.products[:products]
     kinds = {
@@ -166,15 +182,13 @@ def contrastive_evaluation(model: Model, queries: int = 250) -> Callable[[], dic
     shop = catalogue("mini", "val")
 
     def evaluation() -> dict[str, float]:
-        result = evaluate(model, shop.queries[:queries], shop.products, progress=False, store="")
+        result = evaluate(model, shop.queries[:queries], shop.products, settings=UNKEPT)
         return {name: result.metrics[name].mean for name in ("R@1", "R@10", "MRR@10")} | result.met_by_first()
 
     return evaluation
 
 
 PIXEL_CACHE = 8 * 2**30  # bytes; three train splits at coral-mini's resolution
-
-BATCH_SIZE = 128
 
 DEFAULTS = {
     "base": TrainConfig(steps=1800, learning_rate=2e-3),
@@ -202,10 +216,11 @@ RECIPE = (
 )
 
 
-def run_all(
+def train_all(
     folder: str | Path, changes: Mapping[str, object] | None = None, device: str | None = None
 ) -> None:
-    """Every leg of `RECIPE` in turn, below `folder`, goes on where it was stopped; `changes` are settings for all.
+    """Every leg of `RECIPE` in turn, below `folder`, goes on where it was stopped; `changes` are settings for
+    all.
 
     One process for all of them draws each picture once.
     """
@@ -215,19 +230,16 @@ def run_all(
         if model and pixels:
             model.__dict__["pixels"] = pixels
         config = replace(DEFAULTS[leg.stage], **(changes or {}))
-        pixels = run(leg.stage, model, Path(folder) / leg.out, config, device=device).pixels
+        pixels = train_stage(leg.stage, model, Path(folder) / leg.out, config, device=device).pixels
 
 
-def run(
+def train_stage(
     stage: str,
     model: Model | None,
     out: str | Path,
     config: TrainConfig | None = None,
     *,
-    coral: Coral | None = None,
-    batch_size: int = BATCH_SIZE,
-    chunk: int | None = None,
-    negatives: int = 0,
+    step: StepConfig | None = None,
     lora: int | None = None,
     device: str | None = None,
     on_step: Callable | None = None,
@@ -235,10 +247,10 @@ def run(
     """Train one stage on MERIT-mini and save it in `out`: "base" (from scratch without a model), "answers",
     "contrastive" or "coral".
 
-    `coral` are the weights of the last two, whose batch of `batch_size` pairs is in memory `chunk` pairs at a time,
-    with so many hard `negatives` a query. `lora` is the rank of adapters to train instead of all parameters.
-    `device` is where a model from scratch is trained; another is trained where it is.
-    Raises ValueError for another stage, or a later one without a model to start from.
+    `step` is what the last two do at each step; their pictures are moved a little in any case. `lora` is the
+    rank of adapters to train instead of all parameters. `device` is where a model from scratch is trained;
+    another is trained where it is. (Eight parameters, as the command line has them.) Raises ValueError for
+    another stage, or a later one without a model to start from.
     """
     if stage not in DEFAULTS:
         raise ValueError(f"stage is {stage!r}; choose one of {', '.join(DEFAULTS)}")
@@ -253,15 +265,8 @@ def run(
     model.pixels.limit = PIXEL_CACHE
     if stage in MIXTURES:
         objective, evaluation = base_objective(model, shop, config, MIXTURES[stage]), base_evaluation(model)
-        return train(model, objective, config, out, evaluation, on_step=on_step)
-    coral = coral or (Coral() if stage == "coral" else CONTRASTIVE)
-    heads = decoders(model, coral, config.seed)
-    steps = config.steps * config.accumulate
-    pairs = pair_sampler(shop, mini_pairs(shop, negatives), batch_size, steps, config.seed)
-    autocast = config.autocast(model.device)
-    objective = contrastive_objective(
-        model, heads, pairs, coral, chunk=chunk, augmented=True, autocast=autocast
-    )
-    learns = coral.weights or coral.learn_temperature
-    return train(model, objective, config, out, contrastive_evaluation(model), decoders=heads if learns else None,
-                 on_step=on_step)  # fmt: skip
+        return train_loop(model, objective, config, out, evaluation, on_step=on_step)
+    step = replace(step or OBJECTIVES[stage], augmented=True)
+    make = mini_pairs(shop, step.negatives)
+    measured = contrastive_evaluation(model)
+    return train_pairs(model, shop, make, out, step, config, evaluate=measured, on_step=on_step)

@@ -8,10 +8,10 @@ from dataclasses import replace
 from functools import cache, lru_cache
 from hashlib import blake2b
 
-from coral_lab.interleaved import Product
 from coral_lab.mini.cards import cards
+from coral_lab.prompts import LANGUAGES, instructions
+from coral_lab.query import Product
 
-LANGUAGES = ("en", "id", "ms", "th", "vi")
 VISUAL = ("color", "pattern", "brand", "shape", "trim")
 """Attributes that every picture shows."""
 TEXTUAL = ("material", "size", "origin")
@@ -24,7 +24,11 @@ NAMED_SHARE = {"material": 1.0, "size": 0.7, "origin": 0.7, "brand": 0.6, "color
 
 def word(kind: str, value: str, language: str) -> str:
     """The word for a card's value, ("origin", "Hanoi", "vi") → "Hà Nội"; the value itself if neutral."""
-    return cards()[kind][value].get("words", {}).get(language, value)
+    words = cards()[kind][value].get("words", {})
+    if kind == "classes" and language != "en":
+        words = instructions()[language]["classes"] | words
+        return words[value]
+    return words.get(language, value)
 
 
 def material_phrase(class_name: str, material: str, language: str) -> str:

@@ -1,8 +1,8 @@
 """Which prompts are read together, and their pictures on the way while the model works on those before them.
 
-A batch is filled up to so many tokens, of prompts of like length, image tokens included; what a prompt begins with as
-the one before it is not counted, for it is read once (`reading.py`). A picture's features are kept until the last prompt
-that shows it, so that a product and the queries that refer to it look at it once.
+A batch is filled up to so many tokens, of prompts of like length, image tokens included; what a prompt begins
+with as the one before it is not counted, for it is read once (`reading.py`). A picture's features are kept
+until the last prompt that shows it, so that a product and the queries that refer to it look at it once.
 """
 
 from collections import Counter
@@ -14,10 +14,12 @@ from itertools import pairwise, takewhile
 import torch
 from threadpoolctl import threadpool_limits
 
-from coral_lab.images import ItemError
-from coral_lab.models.inputs import Prompt, Vision, look, token_ids
+from coral_lab.errors import ItemError
+from coral_lab.models.forward import token_ids
+from coral_lab.models.inputs import Prompt
 from coral_lab.models.loading import Model
 from coral_lab.models.pixels import Pixel, key
+from coral_lab.models.vision import Vision, vision_of_pixels
 
 KEPT = 2**29
 """Bytes of features that wait for prompts to come."""
@@ -25,11 +27,12 @@ KEPT = 2**29
 
 @dataclass(frozen=True)
 class Batch:
-    """Prompts with their `places` and `lengths` in tokens, and the `pixels` of pictures that were not looked at yet.
+    """Prompts with their `places` and `lengths` in tokens, and the `pixels` of pictures that were not looked
+    at yet.
 
-    So many tokens at their beginning are `alike` with the prompt before. `seen` is what all batches have looked at; `gone`
-    are its pictures that nothing shows after this batch. `refused` are the places of items that could not be used, and
-    why.
+    So many tokens at their beginning are `alike` with the prompt before. `seen` is what all batches have
+    looked at; `gone` are its pictures that nothing shows after this batch. `refused` are the places of items
+    that could not be used, and why.
     """
 
     places: list[int]
@@ -50,8 +53,13 @@ class Batch:
 
     def part(self, some: range) -> "Batch":
         own = slice(some.start, some.stop)
-        return replace(self, places=self.places[own], prompts=self.prompts[own], lengths=self.lengths[own],
-                       alike=self.alike[own])  # fmt: skip
+        return replace(
+            self,
+            places=self.places[own],
+            prompts=self.prompts[own],
+            lengths=self.lengths[own],
+            alike=self.alike[own],
+        )
 
     @property
     def tokens(self) -> int:
@@ -60,8 +68,9 @@ class Batch:
 
 
 def groups(lengths: Sequence[int], alike: Sequence[int], count: int, tokens: int) -> Iterator[range]:
-    """Ranges over ascending `lengths`: at most `count` together, and at most `tokens` when padded to the longest, less
-    what each is `alike` with the one before it."""
+    """Ranges over ascending `lengths`: at most `count` together, and at most `tokens` when padded to the
+    longest, less what each is `alike` with the one before it.
+    """
     start = saved = 0
     for i, length in enumerate(lengths):
         saved += alike[i] if i > start else 0
@@ -72,10 +81,12 @@ def groups(lengths: Sequence[int], alike: Sequence[int], count: int, tokens: int
         yield range(start, len(lengths))
 
 
-def vision(model: Model, batch: Batch) -> Vision:
+def vision_of_batch(model: Model, batch: Batch) -> Vision:
     """Features of the batch's pictures and of those before it; only pictures that are new are looked at."""
     shown = {key(picture) for prompt in batch.prompts for picture in prompt.pictures}
-    new = look(model, {k: batch.pixels[k] for k in batch.pixels if k in shown - batch.seen.features.keys()})
+    new = vision_of_pixels(
+        model, {k: batch.pixels[k] for k in batch.pixels if k in shown - batch.seen.features.keys()}
+    )
     last = set(batch.gone)
     # A copy of what stays, for the features of pictures looked at together share their memory.
     batch.seen.features.update({k: v if k in last else v.clone() for k, v in new.features.items()})
@@ -93,7 +104,8 @@ def forget(batch: Batch) -> None:
 def plan(
     model: Model, prompts: Mapping[int, Prompt], windows: Sequence[Sequence[int]], count: int, tokens: int
 ) -> Iterator[Batch]:
-    """The batches in their order, one prepared ahead by another thread; `windows` are places that are sorted together.
+    """The batches in their order, one prepared ahead by another thread; `windows` are places that are sorted
+    together.
 
     At most `count` prompts and `tokens` tokens a batch, padding included.
     """
@@ -106,7 +118,9 @@ def plan(
 
 
 def _on_one_core() -> None:
-    """Keeps this thread's torch from starting threads of its own, which would wait in the way of the model's."""
+    """Keeps this thread's torch from starting threads of its own, which would wait in the way of the
+    model's.
+    """
     torch.get_num_threads()  # sets the thread up; else its first sum would undo this
     threadpool_limits(1, user_api="openmp")
 
@@ -170,7 +184,9 @@ def _shown(prompts: Mapping[int, Prompt], places: Iterable[int]) -> list[Hashabl
 
 
 def _leaving(shown: Sequence[Hashable], uses: Counter, kept: Mapping[Hashable, int], room: int) -> list:
-    """Pictures that nothing shows any more, and the oldest of the others if they are more than `room` image tokens."""
+    """Pictures that nothing shows any more, and the oldest of the others if they are more than `room` image
+    tokens.
+    """
     gone = [k for k in dict.fromkeys(shown) if k in kept and not uses[k]]
     excess = sum(kept.values()) - sum(kept[k] for k in gone) - room
     for k, size in kept.items():
@@ -181,7 +197,9 @@ def _leaving(shown: Sequence[Hashable], uses: Counter, kept: Mapping[Hashable, i
 
 
 def _prepare(model: Model, prompts, places: list[int], kept: Mapping):
-    """Those of the places that can be used, the pixels of their new pictures, and what is wrong with the others."""
+    """Those of the places that can be used, the pixels of their new pictures, and what is wrong with the
+    others.
+    """
 
     def pixels(some: Sequence[int]) -> dict[Hashable, Pixel]:
         shown = ((p, prompts[i].name) for i in some for p in prompts[i].pictures)

@@ -1,7 +1,8 @@
 """Text attention in bfloat16 on a CPU, by matrix products.
 
 PyTorch's fused kernel multiplies bfloat16 no faster than float32 there (torch 2.14), a plain product does.
-Scores are rounded to bfloat16 before the softmax, as in transformers' "eager" attention, which is slower still.
+Scores are rounded to bfloat16 before the softmax, as in transformers' "eager" attention, which is slower
+still.
 """
 
 import torch
@@ -39,7 +40,9 @@ def products(
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float) -> Tensor:
-    """Heads that share their keys are one long list of queries: keys are multiplied as they are, not repeated."""
+    """Heads that share their keys are one long list of queries: keys are multiplied as they are, not
+    repeated.
+    """
     own, theirs = query.reshape(key.shape[0] * key.shape[1], -1, key.shape[3]), key.flatten(0, 1)
     bias = mask[:, :, None].expand(-1, key.shape[1], query.shape[1] // key.shape[1], -1, -1)
     scores = torch.baddbmm(bias.reshape(*own.shape[:2], -1), own, theirs.transpose(1, 2), alpha=scaling)

@@ -1,6 +1,7 @@
 """Float32 linear layers on a CPU, by oneDNN's matrix products.
 
-PyTorch takes MKL's for float32 (torch 2.14), which leave AMD's CPUs half idle. Both sum in float32; the last bits differ.
+PyTorch takes MKL's for float32 (torch 2.14), which leave AMD's CPUs half idle. Both sum in float32; the last
+bits differ.
 """
 
 import os

@@ -1,8 +1,8 @@
 """The text model's last layer at the last places only: nothing after it reads the others.
 
-An embedding is one token's state, a lesson's loss that of its answer. The layer runs as it does in generation, where new
-tokens meet the keys and values of those before them; here these come from the same call. Of coral-mini's three layers
-this saves most of one.
+An embedding is one token's state, a lesson's loss that of its answer. The layer runs as it does in
+generation, where new tokens meet the keys and values of those before them; here these come from the same
+call. Of coral-mini's three layers this saves most of one.
 """
 
 import threading
@@ -18,7 +18,8 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_
 
 @contextmanager
 def only_last(text_model: nn.Module, count: int) -> Iterator[None]:
-    """Inside, a Qwen2.5-VL text model works out the last `count` places of its last layer; other states are zero.
+    """Inside, a Qwen2.5-VL text model works out the last `count` places of its last layer; other states are
+    zero.
 
     Rows are padded on the left. Other threads' calls are left alone.
     Raises ValueError for a count below 1.
@@ -34,7 +35,8 @@ def only_last(text_model: nn.Module, count: int) -> Iterator[None]:
         hidden, places, mask = args[0], options["position_embeddings"], options["attention_mask"]
         width, tail = hidden.shape[1], slice(-count, None)
         if mask is None and count > 1 and "flash" not in layer.self_attn.config._attn_implementation:
-            # All rows are full. Without a mask SDPA would let the first of the last places see the first key only.
+            # All rows are full. Without a mask SDPA would let the first of the last places see the first key
+            # only.
             mask = torch.ones(width, width, dtype=torch.bool, device=hidden.device).tril()[None, None]
         keys, values = _keys_and_values(layer, hidden, places)
         if cache := options["past_key_values"]:

@@ -16,7 +16,9 @@ from coral_lab.images import Picture, jpeg, open_image
 LIMIT = 2**30
 
 USUAL = (448, 448)
-"""Width and height in pixels that a picture is taken to have if it would have to be drawn, fetched or decoded to know."""
+"""Width and height in pixels that a picture is taken to have if it would have to be drawn, fetched or decoded
+to know.
+"""
 
 FACTOR = 28
 """Both sides are multiples of this many pixels when qwen-vl-utils is done."""
@@ -26,7 +28,9 @@ Pixel = tuple[Float32[Tensor, "patch 1176"], Int64[Tensor, " 3"]]
 
 
 def key(picture: Picture) -> Hashable:
-    """Equal for the same picture: its bytes, its path and state on disk, or the object that holds or draws it."""
+    """Equal for the same picture: its bytes, its path and state on disk, or the object that holds or draws
+    it.
+    """
     if isinstance(picture, str | Path):
         try:
             state = Path(str(picture).removeprefix("file://")).stat()
@@ -39,8 +43,8 @@ def key(picture: Picture) -> Hashable:
 class Pixels:
     """Pictures after qwen-vl-utils and an image processor, kept until `limit` bytes are full.
 
-    They do not depend on a model's weights, so they stay right while it learns. With a `thumbnail_size` in pixels,
-    JPEGs of newly opened pictures gather in `thumbnails`, for a picture is costly to open twice.
+    They do not depend on a model's weights, so they stay right while it learns. With a `thumbnail_size` in
+    pixels, JPEGs of newly opened pictures gather in `thumbnails`, for a picture is costly to open twice.
     """
 
     def __init__(self, image_processor, limit: int = LIMIT):
@@ -64,7 +68,8 @@ class Pixels:
         return {k: fresh[k] if k in fresh else self._kept[k][1] for k in wanted}
 
     def tokens(self, picture: Picture) -> int:
-        """How many image tokens a picture will be, told from its size, and 0 if it cannot be read: opening it says why.
+        """How many image tokens a picture will be, told from its size, and 0 if it cannot be read: opening it
+        says why.
 
         An estimate if the size is not at hand, see USUAL.
         """

@@ -1,9 +1,9 @@
 """What the text model makes of the last places of its prompts, without work that nobody sees.
 
-Only the last layer's last places are worked out (`last_layer.py`), and what several rows begin with is read once for
-them: it looks at nothing after it, so its keys and values are the same in every row. Of coral-mini's products these are
-two tokens in three, the system's turn and the instruction's first words; of the orders of one query also whole
-references, pictures included.
+Only the last layer's last places are worked out (`last_layer.py`), and what several rows begin with is read
+once for them: it looks at nothing after it, so its keys and values are the same in every row. Of coral-mini's
+products these are two tokens in three, the system's turn and the instruction's first words; of the orders of
+one query also whole references, pictures included.
 """
 
 from collections import defaultdict
@@ -18,42 +18,46 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchEncoding, DynamicCache
 
-from coral_lab.models.inputs import Prompt, Vision, tokenize
+from coral_lab.models.forward import tokenize
+from coral_lab.models.inputs import Prompt
 from coral_lab.models.last_layer import only_last
 from coral_lab.models.loading import Model
 from coral_lab.models.pixels import key
+from coral_lab.models.vision import Vision
 
 WORTH = 128
 """Tokens that must be saved for a beginning to be read by itself, which is one more call."""
 
 
-def read_last(
+def forward_last(
     model: Model, prompts: Sequence[Prompt], vision: Vision, batch: BatchEncoding, count: int = 1
 ) -> Float[Tensor, "row place dim"]:
-    """The last `count` states of each row (at most all) after the final norm: `inputs.read`'s own, but for rounding.
+    """The last `count` states of each row (at most all) after the final norm: `forward.forward`'s own, but
+    for rounding.
 
-    `batch` is as `tokenize` makes it. A row shorter than `count` begins with states of its padding, which mean nothing.
+    `batch` is as `tokenize` makes it. A row shorter than `count` begins with states of its padding, which
+    mean nothing.
     """
     rows = _rows(model, prompts, vision, batch)
     order, states, cache = [], [], DynamicCache(config=model.network.config.text_config)
     with only_last(model.network.model.language_model, count):
-        for step in _steps(rows, count):
-            held = _chosen(cache, step.held)
-            read = _read(model, rows, step, held)
-            if step.end is None:
-                states.append(read[:, -count:])
-                order += step.rows
+        for call in _calls(rows, count):
+            held = _chosen(cache, call.held)
+            states_here = _forward(model, rows, call, held)
+            if call.end is None:
+                states.append(states_here[:, -count:])
+                order += call.rows
             else:
                 cache = held
     return states[0] if len(states) == 1 else _put_back(states, order)  # one has all rows, in order
 
 
 @dataclass(frozen=True)
-class _Rows:
+class _Tokens:
     """Prompts from their first token on; what stands after a row's `lengths` means nothing.
 
-    In `symbols` a picture's tokens are -1 for the first of the pictures, -2 for the second, …; `pictures` are each row's
-    features, and the place of the first.
+    In `symbols` a picture's tokens are -1 for the first of the pictures, -2 for the second, …; `pictures` are
+    each row's features, and the place of the first.
     """
 
     ids: Int[Tensor, "row token"]
@@ -68,11 +72,14 @@ class _Rows:
         return int((some == some[0]).all(0).int().cumprod(0).sum())
 
 
-def _rows(model: Model, prompts: Sequence[Prompt], vision: Vision, batch: BatchEncoding) -> _Rows:
+def _rows(model: Model, prompts: Sequence[Prompt], vision: Vision, batch: BatchEncoding) -> _Tokens:
     mask = batch["attention_mask"].bool()
     positions, _ = model.network.model.get_rope_index(
-        batch["input_ids"], batch["mm_token_type_ids"], batch.get("image_grid_thw"), attention_mask=batch["attention_mask"]
-    )  # fmt: skip
+        batch["input_ids"],
+        batch["mm_token_type_ids"],
+        batch.get("image_grid_thw"),
+        attention_mask=batch["attention_mask"],
+    )
     numbers = {k: -1 - n for n, k in enumerate(vision.features)}
     symbols, pictures = batch["input_ids"].clone(), []
     for i, prompt in enumerate(prompts):
@@ -88,13 +95,14 @@ def _rows(model: Model, prompts: Sequence[Prompt], vision: Vision, batch: BatchE
         return pad_sequence([row[real] for row, real in zip(values, mask, strict=True)], batch_first=True)
 
     positions = torch.stack([aligned(axis) for axis in positions])
-    return _Rows(aligned(batch["input_ids"]), aligned(symbols), positions, mask.sum(1), pictures)
+    return _Tokens(aligned(batch["input_ids"]), aligned(symbols), positions, mask.sum(1), pictures)
 
 
 @dataclass(frozen=True)
-class _Step:
-    """One call: `rows` from `at` to `end`, or each to its own. What stands before is in rows `held` of the cache, which
-    is that of the last step with an `end`."""
+class _Call:
+    """One call: `rows` from `at` to `end`, or each to its own. What stands before is in rows `held` of the
+    cache, which is that of the last call with an `end`.
+    """
 
     rows: list[int]
     held: list[int]
@@ -102,23 +110,25 @@ class _Step:
     end: int | None = None
 
 
-def _steps(rows: _Rows, count: int) -> Iterator[_Step]:
-    """Groups of rows that begin alike, level by level: one of a group stands for all up to where they part."""
+def _calls(rows: _Tokens, count: int) -> Iterator[_Call]:
+    """Groups of rows that begin alike, level by level: one of a group stands for all up to where they
+    part.
+    """
     at, groups = 0, [(list(range(len(rows.lengths))), 0)]
     while groups:
         alike = [rows.alike(own, at, count) for own, _ in groups]
         worth = [size * (len(own) - 1) >= WORTH for size, (own, _) in zip(alike, groups, strict=True)]
         if not all(worth):
             ends = sorted((i, held) for n, (own, held) in enumerate(groups) if not worth[n] for i in own)
-            yield _Step([i for i, _ in ends], [held for _, held in ends], at)
+            yield _Call([i for i, _ in ends], [held for _, held in ends], at)
         going = list(compress(groups, worth))
         end = at + min(compress(alike, worth), default=0)
         if going:
-            yield _Step([own[0] for own, _ in going], [held for _, held in going], at, end)
+            yield _Call([own[0] for own, _ in going], [held for _, held in going], at, end)
         groups, at = list(_parted(rows, [own for own, _ in going], end)), end
 
 
-def _parted(rows: _Rows, groups: Sequence[Sequence[int]], at: int) -> Iterator[tuple[list[int], int]]:
+def _parted(rows: _Tokens, groups: Sequence[Sequence[int]], at: int) -> Iterator[tuple[list[int], int]]:
     """The groups' rows by the token that stands at `at`, with the number of the group they come from."""
     for number, own in enumerate(groups):
         by_next = defaultdict(list)
@@ -139,10 +149,10 @@ def _chosen(cache: DynamicCache, places: list[int]) -> DynamicCache:
     return found
 
 
-def _read(model: Model, rows: _Rows, step: _Step, cache: DynamicCache) -> Float[Tensor, "row token dim"]:
-    """The text model's states of a step, padded on the left."""
-    own, at = step.rows, step.at
-    ends = torch.full((len(own),), step.end) if step.end else rows.lengths[own]
+def _forward(model: Model, rows: _Tokens, call: _Call, cache: DynamicCache) -> Float[Tensor, "row token dim"]:
+    """The text model's states of a call, padded on the left."""
+    own, at = call.rows, call.at
+    ends = torch.full((len(own),), call.end) if call.end else rows.lengths[own]
     width = int(ends.max()) - at
     tokens = ends[:, None] - width + torch.arange(width)
     real, tokens = tokens >= at, tokens.clamp(min=0)
@@ -161,9 +171,13 @@ def _read(model: Model, rows: _Rows, step: _Step, cache: DynamicCache) -> Float[
         hidden = hidden.masked_scatter(is_picture, torch.cat(shown).to(hidden.dtype))
     mask = None if real.all() else torch.cat([torch.ones(len(own), at), real], 1).long().to(model.device)
     output = model.network.model.language_model(
-        inputs_embeds=hidden, attention_mask=mask, position_ids=positions.to(model.device), past_key_values=cache,
-        use_cache=True, return_dict=True,
-    )  # fmt: skip
+        inputs_embeds=hidden,
+        attention_mask=mask,
+        position_ids=positions.to(model.device),
+        past_key_values=cache,
+        use_cache=True,
+        return_dict=True,
+    )
     return output.last_hidden_state
 
 
@@ -180,7 +194,7 @@ def last_states(
     order, rows = [], []
     for places in by_length(prompts, chunk):
         some = [prompts[i] for i in places]
-        rows.append(read_last(model, some, vision, tokenize(model, some, vision))[:, -1])
+        rows.append(forward_last(model, some, vision, tokenize(model, some, vision))[:, -1])
         order += places
     return _put_back(rows, order)
 

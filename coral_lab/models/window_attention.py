@@ -1,9 +1,10 @@
-"""The vision tower's own sums in fewer calls: attention over many windows at once, patches projected by one matmul.
+"""The vision tower's own sums in fewer calls: attention over many windows at once, patches projected by one
+matmul.
 
-On any implementation but FlashAttention, transformers runs Qwen2.5-VL's vision attention window by window in a
-Python loop (`Qwen2_5_VLVisionAttention.forward`, transformers 5.23). Windows of one length do the same sum as one
-batched call. Its patches do not overlap, so the convolution that projects them is a matrix product, three times as
-fast on a CPU.
+On any implementation but FlashAttention, transformers runs Qwen2.5-VL's vision attention window by window in
+a Python loop (`Qwen2_5_VLVisionAttention.forward`, transformers 5.23). Windows of one length do the same sum
+as one batched call. Its patches do not overlap, so the convolution that projects them is a matrix product,
+three times as fast on a CPU.
 """
 
 from types import MethodType
@@ -19,7 +20,8 @@ NAME = "windows_in_flash_layout"
 
 
 def windows(module, query, key, value, attention_mask, scaling, dropout=0.0, *, cu_seq_lens_q, **_):
-    """Attention within each window. `query`, `key`, `value` are [1, head, token, dim]; returns [1, token, head, dim].
+    """Attention within each window. `query`, `key`, `value` are [1, head, token, dim]; returns [1, token,
+    head, dim].
 
     `cu_seq_lens_q` are the windows' ends, from 0 to the number of tokens.
     """
@@ -47,7 +49,9 @@ AttentionInterface.register(NAME, windows)
 
 
 def project_at_once(tower) -> None:
-    """Let a vision tower project its patches [patch, channel · time · y · x] by one matrix product, in place."""
+    """Let a vision tower project its patches [patch, channel · time · y · x] by one matrix product, in
+    place.
+    """
     tower.patch_embed.forward = MethodType(_project, tower.patch_embed)
 
 

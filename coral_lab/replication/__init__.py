@@ -1,1 +1,21 @@
 """The paper's experiments and findings, beside ours; one page about a checkpoint."""
+
+from typing import TYPE_CHECKING
+
+from coral_lab import public
+
+if TYPE_CHECKING:
+    from coral_lab.replication.cells import compare_arms as compare_arms
+    from coral_lab.replication.cells import hits_of as hits_of
+    from coral_lab.replication.cells import measure_cells as measure_cells
+    from coral_lab.replication.cells import read_results as read_results
+    from coral_lab.replication.cells import results_file as results_file
+    from coral_lab.replication.experiments import ARMS as ARMS
+    from coral_lab.replication.experiments import Arm as Arm
+    from coral_lab.replication.experiments import Plan as Plan
+    from coral_lab.replication.experiments import train_and_measure as train_and_measure
+    from coral_lab.replication.report_page import report as report
+    from coral_lab.replication.verdicts import findings as findings
+    from coral_lab.replication.verdicts import verdict as verdict
+
+__getattr__, __dir__, __all__ = public(__name__, __file__)

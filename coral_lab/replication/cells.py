@@ -1,16 +1,18 @@
 """Experiments of many cells: each is measured once, kept with the command that makes it, and never repeated.
 
-An experiment's files are `<name>.csv`, one row a cell with its settings, metrics, commit and machine, and beside it
-`<name>-ranks.csv`, each query's rank by cell, or `<name>-queries.csv`, rows about single queries. Their first line is
-the command, as a comment.
+An experiment's files are `<name>.csv`, one row a cell with its settings, metrics, commit and machine, and
+beside it `<name>-ranks.csv`, each query's rank by cell, or `<name>-queries.csv`, rows about single queries.
+Their first line is the command, as a comment.
 """
 
 import os
 import platform
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +23,10 @@ from tqdm.auto import tqdm
 
 from coral_lab.evaluation import Result
 from coral_lab.metrics import crossed_estimate, holm, paired_difference, recall_at
-from coral_lab.models.loading import DATA
+from coral_lab.sources.package_files import shipped
 
-RESULTS, WORK = DATA / "results", DATA.parent / "build" / "experiments"
+RESULTS, WORK = Path("build/results"), Path("build/experiments")
+"""Where results are written and training works, below the working directory."""
 
 
 @dataclass(frozen=True)
@@ -51,17 +54,19 @@ def ranked(result: Result) -> Measured:
     return Measured(row, pd.Series(frame["rank"].to_numpy(), pd.Index(frame["query"], name="query")))
 
 
-def run(
+def measure_cells(
     name: str, cells: Iterable[Cell], settings: Mapping[str, str | int], command: str, out: Path = RESULTS
 ) -> pd.DataFrame:
     """Measure every cell that is not in `out/<name>.csv` yet, and return all rows.
 
-    Goes on where it was stopped. Raises ValueError if cells that are there have other settings.
+    Goes on where it was stopped, at first from the cells that ship with the package, if their settings are
+    the same. Raises ValueError if cells that are there have other settings.
     """
     table = out / f"{name}.csv"
-    done = read(table) if table.is_file() else pd.DataFrame(columns=["arm", "seed", *settings])
-    known = done.reindex(columns=list(settings))
-    other = known[(known != pd.Series(settings)).any(axis=1)]
+    if not table.is_file():
+        _begin_with_shipped(name, settings, out)
+    done = read_results(table) if table.is_file() else pd.DataFrame(columns=["arm", "seed", *settings])
+    other = _of_others(done, settings)
     if len(other):
         raise ValueError(f"{table} has cells of {other.iloc[0].to_dict()}, not {dict(settings)}; move it")
     out.mkdir(parents=True, exist_ok=True)
@@ -75,31 +80,65 @@ def run(
             _keep_ranks(out / f"{name}-ranks.csv", f"{cell.arm} {cell.seed}", found.ranks, command)
         if found.queries is not None:
             _keep_rows(out / f"{name}-queries.csv", cell.arm, found.queries, command)
-        row = {"arm": cell.arm, "seed": cell.seed, **settings, **found.row,
-               "seconds": round(time.perf_counter() - started), **made_with}  # fmt: skip
+        row = {
+            "arm": cell.arm,
+            "seed": cell.seed,
+            **settings,
+            **found.row,
+            "seconds": round(time.perf_counter() - started),
+            **made_with,
+        }
         done = pd.concat([done, pd.DataFrame([row])], ignore_index=True)
-        write(table, done, command)
+        write_results(table, done, command)
     return done
 
 
+def _of_others(done: pd.DataFrame, settings: Mapping[str, str | int]) -> pd.DataFrame:
+    """The settings of those cells that have others."""
+    known = done.reindex(columns=list(settings))
+    return known[(known != pd.Series(settings)).any(axis=1)]
+
+
+def _begin_with_shipped(name: str, settings: Mapping[str, str | int], out: Path) -> None:
+    results = shipped("data/results")
+    if not (table := results / f"{name}.csv").is_file() or len(_of_others(read_results(table), settings)):
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    for file in (results / f"{name}-ranks.csv", results / f"{name}-queries.csv", table):
+        if file.is_file():
+            shutil.copyfile(file, out / file.name)
+
+
+def results_file(name: str, results: Path | None = None) -> Path:
+    """The file of an experiment in a folder, or the one that ships with the package.
+
+    Raises FileNotFoundError with the command that makes it.
+    """
+    file = (results or shipped("data/results")) / f"{name}.csv"
+    if not file.is_file():
+        experiment = name.removesuffix("-ranks").removesuffix("-queries")
+        raise FileNotFoundError(f"{file} is missing; `coral-lab experiment {experiment}` makes it")
+    return file
+
+
 def _keep_ranks(file: Path, column: str, ranks: pd.Series, command: str) -> None:
-    known = read(file, "query") if file.is_file() else pd.DataFrame(index=ranks.index)
+    known = read_results(file, "query") if file.is_file() else pd.DataFrame(index=ranks.index)
     known = known.drop(columns=column, errors="ignore")  # of a run that was killed before its row was written
-    write(file, known.join(ranks.rename(column)).reset_index(), command)
+    write_results(file, known.join(ranks.rename(column)).reset_index(), command)
 
 
 def _keep_rows(file: Path, arm: str, rows: pd.DataFrame, command: str) -> None:
-    known = [read(file).query("arm != @arm")] if file.is_file() else []
-    write(file, pd.concat([*known, rows.assign(arm=arm)], ignore_index=True), command)
+    known = [read_results(file).query("arm != @arm")] if file.is_file() else []
+    write_results(file, pd.concat([*known, rows.assign(arm=arm)], ignore_index=True), command)
 
 
-def read(file: str | os.PathLike, index: str | None = None) -> pd.DataFrame:
+def read_results(file: str | os.PathLike, index: str | None = None) -> pd.DataFrame:
     """A results file, without the comment at its head."""
     # A commit may be of digits alone, and is no number.
     return pd.read_csv(file, comment="#", index_col=index, dtype={"commit": str})
 
 
-def write(file: Path, frame: pd.DataFrame, command: str) -> None:
+def write_results(file: Path, frame: pd.DataFrame, command: str) -> None:
     """Write a results file under the command that makes it; a kill leaves the old file or the new one."""
     part = file.with_suffix(".part")
     part.write_text(f"# {command}\n" + frame.to_csv(index=False), encoding="utf-8")
@@ -118,12 +157,13 @@ def hits_of(ranks: pd.DataFrame, arm: str, k: int = 1) -> Float[np.ndarray, "que
     return recall_at(ranks[columns].to_numpy(), k)
 
 
-def compare(ranks: pd.DataFrame, baseline: str = "contrastive", k: int = 1) -> pd.DataFrame:
-    """R@k of each arm against the baseline on the same queries and seeds, p-values corrected by Holm's method.
+def compare_arms(ranks: pd.DataFrame, baseline: str = "contrastive", k: int = 1) -> pd.DataFrame:
+    """R@k of each arm against the baseline on the same queries and seeds, p-values corrected by Holm's
+    method.
 
-    `ranks` [query, cell] as `run` keeps them. Intervals are over queries and seeds; p is of a paired test over
-    queries, each with its mean over seeds, and `seeds` shows the difference seed by seed. Raises ValueError without
-    the baseline, or for an arm with other seeds.
+    `ranks` [query, cell] as `measure_cells` keeps them. Intervals are over queries and seeds; p is of a
+    paired test over queries, each with its mean over seeds, and `seeds` shows the difference seed by seed.
+    Raises ValueError without the baseline, or for an arm with other seeds.
     """
     base, rows = hits_of(ranks, baseline, k), []
     for arm in dict.fromkeys(column.rpartition(" ")[0] for column in ranks):
@@ -132,8 +172,17 @@ def compare(ranks: pd.DataFrame, baseline: str = "contrastive", k: int = 1) -> p
             raise ValueError(f"{arm} has {own.shape[1]} seeds and {baseline} {base.shape[1]}; run as many")
         gains = own - base
         difference, p = crossed_estimate(gains), paired_difference(own.mean(1), base.mean(1)).p
-        rows.append({"arm": arm, f"R@{k}": own.mean(), "difference": difference.mean, "low": difference.low,
-                     "high": difference.high, "p": p, "seeds": gains.mean(0).round(3).tolist()})  # fmt: skip
+        rows.append(
+            {
+                "arm": arm,
+                f"R@{k}": own.mean(),
+                "difference": difference.mean,
+                "low": difference.low,
+                "high": difference.high,
+                "p": p,
+                "seeds": gains.mean(0).round(3).tolist(),
+            }
+        )
     table = pd.DataFrame(rows)
     tested = table["arm"] != baseline
     table.loc[tested, "p (Holm)"] = holm(table.loc[tested, "p"].to_numpy())
@@ -141,9 +190,12 @@ def compare(ranks: pd.DataFrame, baseline: str = "contrastive", k: int = 1) -> p
 
 
 def provenance() -> dict[str, str]:
-    """What a result was made with: commit, torch and processor."""
-    git = ["git", "-C", str(DATA.parent), "describe", "--always", "--dirty", "--exclude=*"]
-    commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or "unknown"
+    """What a result was made with: the checkout's commit or the installed version, torch, and processor."""
+    checkout = Path(__file__).parents[2]
+    commit = version("coral-lab")
+    if (checkout / ".git").exists():
+        git = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--exclude=*"]
+        commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or "unknown"
     return {
         "commit": commit,
         "torch": torch.__version__,

@@ -1,9 +1,9 @@
 """The experiments behind the findings: what is trained, what is only asked, and on which queries.
 
-Trained, three seeds each from one base: `loss-ablation` (which terms help, and weighed how), `methods` (LoRA, pasted
-pictures) and `ood` (a class, language or attribute held back, beside a control of the same size). Asked of checkpoints
-as they are: `formats` (Seq, Cat, captions), `conditions` (one dropped or swapped) and `mistakes` (what wrong first
-hits fail).
+Trained, three seeds each from one base: `loss-ablation` (which terms help, and weighed how), `methods` (LoRA,
+pasted pictures) and `ood` (a class, language or attribute held back, beside a control of the same size).
+Asked of checkpoints as they are: `formats` (Seq, Cat, captions), `conditions` (one dropped or swapped) and
+`mistakes` (what wrong first hits fail).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,25 +14,32 @@ from random import Random
 
 import pandas as pd
 
-from coral_lab.evaluation import evaluate, index
-from coral_lab.interleaved import FORMATS, Dataset, Query
-from coral_lab.mini.catalogue import LANGUAGES, catalogue, stated
-from coral_lab.models.loading import Model, add_lora, load
-from coral_lab.replication.cells import RESULTS, WORK, Cell, Measured, ranked, run
-from coral_lab.sources.merit import OUT_OF_DISTRIBUTION, out_of_distribution
+from coral_lab.encoder import UNKEPT, Settings
+from coral_lab.evaluation import evaluate
+from coral_lab.mini.merit_mini import catalogue
+from coral_lab.mini.pairs import mini_pairs
+from coral_lab.models.loading import Model, load
+from coral_lab.prompts import FORMATS, LANGUAGES
+from coral_lab.query import Dataset, Query
+from coral_lab.replication.cells import RESULTS, WORK, Cell, Measured, measure_cells, ranked
+from coral_lab.retrieval import index
 from coral_lab.store import fingerprints
-from coral_lab.study.mistakes import mistakes
-from coral_lab.study.sweeps import dropped, shown_by, swapped, sweep
-from coral_lab.training.contrastive import contrastive_objective
-from coral_lab.training.loop import TrainConfig, train
-from coral_lab.training.pairs import mini_pairs, pair_sampler
-from coral_lab.training.reconstruction import CONTRASTIVE, Coral, decoders
+from coral_lab.study.edits import dropped, shown_by, swapped
+from coral_lab.study.error_analysis import mistakes
+from coral_lab.study.sweeps import sweep
+from coral_lab.training.contrastive import StepConfig
+from coral_lab.training.from_data import train_pairs
+from coral_lab.training.loop import TrainConfig
+from coral_lab.training.lora import add_lora
+from coral_lab.training.reconstruction import CONTRASTIVE, Coral
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to train: the objective, LoRA's rank (None trains all), the queries' format, and an out-of-distribution
-    split that is held back. The `control` has as many queries as that leaves, drawn from all."""
+    """One way to train: the objective, LoRA's rank (None trains all), the queries' format, and an
+    out-of-distribution split that is held back. The `control` has as many queries as that leaves, drawn from
+    all.
+    """
 
     coral: Coral
     lora: int | None = None
@@ -59,11 +66,13 @@ ARMS: Mapping[str, Mapping[str, Arm]] = {
     },
     "ood": {
         f"{kind} {name}": Arm(Coral(), held_back=kind, control=name == "control")
-        for kind in OUT_OF_DISTRIBUTION
+        for kind in ("language", "class", "attribute")
         for name in ("held back", "control")
     },
 }
-"""The trained experiments. All arms start from the same base; without a split they see the same pairs, seed by seed."""
+"""The trained experiments. All arms start from the same base; without a split they see the same pairs, seed
+by seed.
+"""
 
 QUERIES = {"loss-ablation": 1000, "methods": 1000, "ood": 2000}
 """How many test queries a trained cell is measured on; what is held back is only a part of them."""
@@ -71,32 +80,51 @@ QUERIES = {"loss-ablation": 1000, "methods": 1000, "ood": 2000}
 START = "mini-base"
 """What is trained starts from it, unless told otherwise."""
 
+QUIET = Settings(progress=False)
+
 CHECKPOINTS = ("mini-base", "mini-contrastive", "mini")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and how often each arm is trained from `start`, and on how many test queries it is measured;
+    by default as many as QUERIES says.
+    """
+
+    seeds: int = 3
+    steps: int = 100
+    batch_size: int = 64
+    queries: int | None = None
+    start: str = START
 
 
 def train_and_measure(
     name: str,
-    seeds: int = 3,
-    steps: int = 100,
-    batch_size: int = 64,
-    queries: int | None = None,
+    plan: Plan = Plan(),
     *,
-    start: str = START,
     arms: Mapping[str, Arm] | None = None,
     out: Path = RESULTS,
     work: Path = WORK,
 ) -> pd.DataFrame:
-    """Train every arm of a trained experiment with every seed, and rank MERIT-mini's test pool for the first `queries`.
+    """Train every arm of a trained experiment with every seed, and rank MERIT-mini's test pool for the first
+    queries.
 
-    Files and errors are those of `experiments.run`.
+    Files and errors are those of `measure_cells`.
     """
-    arms, queries = arms or ARMS[name], queries or QUERIES[name]
+    arms, queries = arms or ARMS[name], plan.queries or QUERIES[name]
+    start, steps, batch_size = plan.start, plan.steps, plan.batch_size
     fresh = partial(load, start, dtype="float32")  # what parameters learn in, whatever the device runs best
     first = fresh()
-    # One name may stand for other weights, trained anew; with a word before it a CSV never takes it for a number.
+    # One name may stand for other weights, trained anew; with a word before it a CSV never takes it for a
+    # number.
     weights = f"xxh3 {fingerprints.weights(first.network)[:12]}"
-    settings = {"start": start, "weights": weights, "steps": steps, "batch_size": batch_size,
-                "queries": queries}  # fmt: skip
+    settings = {
+        "start": start,
+        "weights": weights,
+        "steps": steps,
+        "batch_size": batch_size,
+        "queries": queries,
+    }
     pixels = first.pixels  # every cell sees the same pictures: processed once
     pixels.limit = 4 * 2**30
 
@@ -106,14 +134,18 @@ def train_and_measure(
         folder = work / weights.replace(" ", "-") / f"{name}-{label.replace(' ', '-')}-{seed}"
         _train(model, arm, steps, batch_size, seed, folder)
         test = catalogue("mini", "test")
-        found = ranked(evaluate(model, test.queries[:queries], test.products, format=arm.format, progress=False,
-                                store=""))  # fmt: skip
+        found = ranked(evaluate(model, test.queries[:queries], test.products, arm.format, settings=UNKEPT))
         return replace(found, row={**found.row, "coral": str(asdict(arm.coral))})
 
-    cells = [Cell(label, seed, lambda label=label, seed=seed: measure(arms[label], label, seed))
-             for seed in range(seeds) for label in arms]  # fmt: skip
-    command = f"coral-lab experiment {name} --seeds {seeds} --steps {steps}"
-    return run(name, cells, settings, command if start == START else f"{command} --start {start}", out)
+    cells = [
+        Cell(label, seed, partial(measure, arms[label], label, seed))
+        for seed in range(plan.seeds)
+        for label in arms
+    ]
+    command = f"coral-lab experiment {name} --seeds {plan.seeds} --steps {steps}"
+    return measure_cells(
+        name, cells, settings, command if start == START else f"{command} --start {start}", out
+    )
 
 
 def _train(model: Model, arm: Arm, steps: int, batch_size: int, seed: int, folder: Path) -> None:
@@ -122,28 +154,31 @@ def _train(model: Model, arm: Arm, steps: int, batch_size: int, seed: int, folde
     )
     if arm.lora:
         add_lora(model, arm.lora, seed)
-    heads, shop = decoders(model, arm.coral, seed), catalogue("mini", "train")
+    shop = catalogue("mini", "train")
     languages = LANGUAGES
     if arm.held_back and arm.control:
         count = len(held_back(shop, arm.held_back).queries)
         shop = replace(shop, queries=tuple(Random(seed).sample(shop.queries, count)))
     elif arm.held_back:
         shop = held_back(shop, arm.held_back)
-        languages = tuple(name for name in LANGUAGES if name not in OUT_OF_DISTRIBUTION[arm.held_back])
-    pairs = pair_sampler(shop, mini_pairs(shop, languages=languages), batch_size, steps, seed)
-    objective = contrastive_objective(model, heads, pairs, arm.coral, augmented=True, format=arm.format)
-    train(model, objective, config, folder, decoders=heads if arm.coral.weights else None)
+        languages = tuple(name for name in LANGUAGES if name not in shop.traits.held_back[arm.held_back])
+    step = StepConfig(arm.coral, batch_size, format=arm.format, augmented=True)
+    make = mini_pairs(shop, languages=languages)
+    train_pairs(model, shop, make, folder, step, config)
 
 
 def held_back(shop: Dataset, kind: str) -> Dataset:
-    """MERIT-mini without what an out-of-distribution split holds back: neither asked for, nor pointed at, nor found.
+    """MERIT-mini without what an out-of-distribution split holds back: neither asked for, nor pointed at, nor
+    found.
 
     `kind` is "class", "language" or "attribute".
     """
-    gone = set(OUT_OF_DISTRIBUTION[kind])
-    kept = out_of_distribution(shop, kind, unseen=False)
+    gone = set(shop.traits.held_back[kind])
+    kept = shop.out_of_distribution(kind, unseen=False)
     if kind == "attribute":
-        return replace(kept, queries=tuple(q for q in kept.queries if (stated(q) or ("",))[0] not in gone))
+        return replace(
+            kept, queries=tuple(q for q in kept.queries if (shop.traits.stated(q) or ("",))[0] not in gone)
+        )
     products = tuple(
         p for p in kept.products if (p.class_name if kind == "class" else p.language) not in gone
     )
@@ -153,7 +188,9 @@ def held_back(shop: Dataset, kind: str) -> Dataset:
 
 
 def _within(query: Query, ids: set[str]) -> Query | None:
-    """The query with those of its positives that are left; None if its references or all positives are gone."""
+    """The query with those of its positives that are left; None if its references or all positives are
+    gone.
+    """
     positives = tuple(id for id in query.positives if id in ids)
     left = positives and all(product.id in ids for product in query.references)
     return replace(query, positives=positives) if left else None
@@ -166,10 +203,12 @@ def formats(
 
     def cells() -> Iterator[Cell]:
         for name in models:
-            pool = cache(lambda name=name: index(load(name), shop.products, progress=False))
+            pool = cache(lambda name=name: index(load(name), shop.products, settings=QUIET))
             for format in FORMATS:
-                yield Cell(f"{name} {format}", 0, lambda pool=pool, format=format: ranked(
-                    evaluate(pool().model, shop.queries, pool(), format=format, progress=False)))  # fmt: skip
+                measure = partial(
+                    lambda pool, format: ranked(pool().evaluate(shop.queries, format)), pool, format
+                )
+                yield Cell(f"{name} {format}", 0, measure)
 
     return _ask("formats", cells(), shop, command, out)
 
@@ -179,13 +218,13 @@ def conditions(
 ) -> pd.DataFrame:
     """What becomes of the ranking when one condition is dropped, or swapped for another value, each in turn.
 
-    Rows about queries: query, attribute, edit, kept (the first hit stays), overlap (share of the first ten that stay),
-    old and new (the first hit has the value asked before, or now; swapped only).
+    Rows about queries: query, attribute, edit, kept (the first hit stays), overlap (share of the first ten
+    that stay), old and new (the first hit has the value asked before, or now; swapped only).
     """
     edits = [dropped, swapped(shown_by(shop.queries))]
 
     def measure(name: str) -> Measured:
-        table = sweep(index(load(name), shop.products, progress=False), shop.queries, edits, progress=False)
+        table = sweep(index(load(name), shop.products, settings=QUIET), shop.queries, edits)
         rows = pd.DataFrame(_edits(table, shop))
         means = rows.groupby("edit")[["kept", "overlap"]].mean()
         row = {f"{edit} {column}": means.loc[edit, column] for edit in means.index for column in means}
@@ -199,8 +238,13 @@ def _edits(table: pd.DataFrame, shop: Dataset) -> Iterator[dict]:
     asked = table[table["edit"] == "as asked"].set_index("query")["first"]
     for row in table[table["edit"] != "as asked"].itertuples():
         edit, attribute = row.edit.split(" ", 1)
-        found = {"query": row.query, "attribute": attribute, "edit": "dropped" if edit == "without" else "swapped",
-                 "kept": int(row.first == asked[row.query]), "overlap": round(row.overlap, 3)}  # fmt: skip
+        found = {
+            "query": row.query,
+            "attribute": attribute,
+            "edit": "dropped" if edit == "without" else "swapped",
+            "kept": int(row.first == asked[row.query]),
+            "overlap": round(row.overlap, 3),
+        }
         if edit == "another":
             first = shop.product(row.first)
             old, new = (
@@ -217,9 +261,8 @@ def errors(
     """Every wrong first hit, sorted by what it fails (`mistakes.mistakes`)."""
 
     def measure(name: str) -> Measured:
-        model = load(name)
-        result = evaluate(model, shop.queries, shop.products, progress=False)
-        rows = mistakes(result)
+        result = evaluate(load(name), shop.queries, shop.products, settings=QUIET)
+        rows = mistakes(result, shop.traits)
         kinds = rows["kind"].value_counts(normalize=True)
         rows["violated"] = rows["violated"].map(" ".join)
         rows["gap"] = rows["gap"].round(4)
@@ -239,4 +282,6 @@ ASKED: Mapping[str, Callable[..., pd.DataFrame]] = {
 
 def _ask(name: str, cells: Iterable[Cell], shop: Dataset, command: str, out: Path) -> pd.DataFrame:
     settings = {"data": shop.name, "queries": len(shop.queries)}
-    return run(name, cells, settings, command or f"coral_lab.replication.experiments.ASKED[{name!r}]", out)
+    return measure_cells(
+        name, cells, settings, command or f"coral_lab.replication.experiments.ASKED[{name!r}]", out
+    )

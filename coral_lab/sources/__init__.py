@@ -1,1 +1,18 @@
-"""Where products and queries come from: MERIT's files, the hub, what ships with the package; and writing them."""
+"""Where products and queries come from: MERIT's files, the hub, what ships with the package; and writing
+them.
+"""
+
+from typing import TYPE_CHECKING
+
+from coral_lab import public
+
+if TYPE_CHECKING:
+    from coral_lab.sources.hub import download as download
+    from coral_lab.sources.merit_files import merit as merit
+    from coral_lab.sources.merit_files import read_products as read_products
+    from coral_lab.sources.merit_files import read_queries as read_queries
+    from coral_lab.sources.opening import dataset as dataset
+    from coral_lab.sources.package_files import shipped as shipped
+    from coral_lab.sources.writing import write_merit as write_merit
+
+__getattr__, __dir__, __all__ = public(__name__, __file__)

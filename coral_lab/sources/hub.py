@@ -12,11 +12,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from coral_lab.errors import WorkbenchError
-
-
-class HubError(WorkbenchError):
-    """A repository that cannot be had; the message says what to do."""
+from coral_lab.errors import HubError
 
 
 def download(
@@ -27,7 +23,8 @@ def download(
     revision: str | None = None,
     offline: bool = False,
 ) -> Path:
-    """The local folder with those files (patterns) of the repository; what is there already is not fetched again.
+    """The local folder with those files (patterns) of the repository; what is there already is not fetched
+    again.
 
     A download that was cut short goes on where it stopped. `kind` is "model" or "dataset". Raises HubError.
     """

@@ -7,7 +7,7 @@ TITLE 2 </Product 2> with a metallic finish.
 
 from collections.abc import Sequence
 
-from coral_lab.interleaved import Condition, Query
+from coral_lab.query import Condition, Query
 
 
 def instruction(query: Query) -> str:
@@ -28,10 +28,11 @@ def _closing(number: int) -> str:
 
 
 def read_instruction(text: str, conditions: Sequence[Condition]) -> tuple[str, list[str], str]:
-    """The wanted class, each reference's title and the free text of an instruction that asks for `conditions`.
+    """The wanted class, each reference's title and the free text of an instruction that asks for
+    `conditions`.
 
-    Titles are as the instruction has them, which need not be the products' own. Raises ValueError for a text that
-    does not ask for these conditions in this order, or for none.
+    Titles are as the instruction has them, which need not be the products' own. Raises ValueError for a text
+    that does not ask for these conditions in this order, or for none.
     """
     if not conditions:
         raise ValueError("no reference product; name one or more")

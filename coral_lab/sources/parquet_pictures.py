@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 from pyarrow import parquet
 
-from coral_lab.images import ItemError
+from coral_lab.errors import ItemError
 
 COLUMNS = ("idx", "image", "title", "class", "country", "language", "attribute")
 KEPT = 2  # row groups of pictures in memory; MERIT's are read in order
@@ -71,7 +71,8 @@ class PictureFile:
             if not self.remote_images:
                 raise ItemError(
                     at,
-                    f"field 'image' is the address {address[:200]!r}; set remote_images=True to have it fetched",
+                    f"field 'image' is the address {address[:200]!r}; set remote_images=True to have it "
+                    f"fetched",
                 )
             return address
         return self._inside(address, at)

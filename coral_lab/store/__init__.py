@@ -1,1 +1,15 @@
-"""Embeddings that last, what they depend on, and exact search among many of them."""
+"""Embeddings that last (LanceDB), what an embedding depends on, and exact search among many of them."""
+
+from typing import TYPE_CHECKING
+
+from coral_lab import public
+
+if TYPE_CHECKING:
+    from coral_lab.store.store import Added as Added
+    from coral_lab.store.store import Store as Store
+    from coral_lab.store.store import open_store as open_store
+    from coral_lab.store.topk import Prepared as Prepared
+    from coral_lab.store.topk import prepare as prepare
+    from coral_lab.store.topk import top_k as top_k
+
+__getattr__, __dir__, __all__ = public(__name__, __file__)

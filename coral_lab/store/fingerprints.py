@@ -1,7 +1,8 @@
 """What an embedding depends on, in a few letters: two that differ anywhere never share a fingerprint.
 
-A *space* is a way of making embeddings: weights, dtype, tokenizer, image processor with its pixel limits. A *key* is
-what was embedded in it: the prompt's text, which the format and the chat template wrote, and the pictures' content.
+A *space* is a way of making embeddings: weights, dtype, tokenizer, image processor with its pixel limits. A
+*key* is what was embedded in it: the prompt's text, which the format and the chat template wrote, and the
+pictures' content.
 """
 
 import hashlib
@@ -11,15 +12,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import xxhash
 
+from coral_lab.errors import require
 from coral_lab.images import Picture, open_image
 from coral_lab.models.inputs import Prompt
 from coral_lab.models.loading import Model
 
 
 def space(model: Model) -> dict[str, str | int | dict]:
-    """How this model makes embeddings. Weights are looked at anew each time, for they may have learnt since."""
+    """How this model makes embeddings. Weights are looked at anew each time, for they may have learnt
+    since.
+    """
     tokenizer = getattr(model.processor.tokenizer, "backend_tokenizer", None)
     return {
         "model": model.name,
@@ -38,8 +41,10 @@ def name(space: dict) -> str:
 
 
 def weights(network: torch.nn.Module) -> str:
-    """Of all parameters and buffers, bit for bit (xxh3): about a second for every ten gigabytes on the CPU."""
-    found = xxhash.xxh3_128()
+    """Of all parameters and buffers, bit for bit (xxh3): about a second for every ten gigabytes on the
+    CPU.
+    """
+    found = require("xxhash", "store").xxh3_128()
     for key, tensor in sorted(network.state_dict().items()):
         found.update(f"{key} {tuple(tensor.shape)} {tensor.dtype};".encode())
         found.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).cpu().numpy())
@@ -52,8 +57,9 @@ def item(prompt: Prompt) -> str:
 
 
 def picture(own: Picture, item: str) -> str:
-    """Of a picture's content: its file's bytes, or its pixels. What draws or reads one may know a quicker way to tell,
-    its `identity`."""
+    """Of a picture's content: its file's bytes, or its pixels. What draws or reads one may know a quicker way
+    to tell, its `identity`.
+    """
     if hasattr(own, "identity"):
         return own.identity
     if isinstance(own, bytes):

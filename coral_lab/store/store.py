@@ -2,19 +2,21 @@
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Float32
 
-from coral_lab.encoder import encode, encode_all, vectors_in
-from coral_lab.hits import Hits, hits
-from coral_lab.images import ItemError
-from coral_lab.interleaved import Format, Product, Query
+from coral_lab.encoder import UNKEPT, Settings, encode, encode_all
+from coral_lab.errors import ItemError, require
 from coral_lab.models.loading import Model
-from coral_lab.store.tables import Row, Vectors, schema
+from coral_lab.prompts import Format
+from coral_lab.query import Product, Query
+from coral_lab.results import Hits, hits
+from coral_lab.store.keeping import table_of
+from coral_lab.store.tables import Record, Table, schema
 
 PRODUCTS = "kind = 'product'"
 
@@ -38,8 +40,9 @@ class Added:
 class Store:
     """Products and their embeddings by one checkpoint, at a folder or an object store's address.
 
-    `format` is how queries are worded. A store may hold many checkpoints; this is the view of one, as its weights
-    are now. A product's id has one row, its newest: keep catalogues that share ids in stores of their own.
+    `format` is how queries are worded. A store may hold many checkpoints; this is the view of one, as its
+    weights are now. A product's id has one row, its newest: keep catalogues that share ids in stores of their
+    own.
     """
 
     uri: str
@@ -47,21 +50,16 @@ class Store:
     format: str | Format = "seq"
 
     @property
-    def vectors(self) -> Vectors:
-        return vectors_in(self.uri, self.model)
+    def table(self) -> Table:
+        return table_of(self.uri, self.model)
 
-    def add(
-        self,
-        products: Iterable[Product],
-        *,
-        batch_size: int = 32,
-        progress: bool | None = None,
-        on_error: str = "raise",
-    ) -> Added:
-        """Encode what is not there yet, committing as it goes; killed at any moment, the next call goes on."""
-        found = encode_all(self.model, products, batch_size=batch_size, progress=progress, store=self.uri,
-                           on_error=on_error)  # fmt: skip
-        self.vectors.tidy()
+    def add(self, products: Iterable[Product], settings: Settings = Settings()) -> Added:
+        """Encode what is not there yet, committing as it goes; killed at any moment, the next call goes on.
+
+        Whatever store the settings name, it is this one.
+        """
+        found = encode_all(self.model, products, settings=replace(settings, store=self.uri))
+        self.table.tidy()
         return Added(len(self), tuple(error for _, error in found.skipped))
 
     def search(
@@ -75,10 +73,10 @@ class Store:
     ) -> Hits:
         """The `k` best products for one query, of those that meet the SQL condition `where`.
 
-        Columns are id, title, class, language, country and attributes: `"class = 'shoes' AND language = 'th'"`,
-        `"array_has(attributes, 'color=red')"`. Exact; `approximate` uses the index that `make_index` made. The
-        query's references are left out unless they are positives. Raises ValueError for a condition that cannot be
-        understood.
+        Columns are id, title, class, language, country and attributes: `"class = 'shoes' AND language =
+        'th'"`, `"array_has(attributes, 'color=red')"`. Exact; `approximate` uses the index that `make_index`
+        made. The query's references are left out unless they are positives. Raises ValueError for a condition
+        that cannot be understood.
         """
         gone = (
             {product.id for product in query.references} - set(query.positives)
@@ -86,8 +84,8 @@ class Store:
             else set()
         )
         condition = PRODUCTS if where is None else f"{PRODUCTS} AND ({where})"
-        embedding = encode(self.model, query, format=self.format, store="")[0]
-        find = self.vectors.nearest_approximately if approximate else self.vectors.nearest
+        embedding = encode(self.model, query, self.format, UNKEPT)[0]
+        find = self.table.nearest_approximately if approximate else self.table.nearest
         rows, scores = find(embedding, k + len(gone), condition)
         found = [
             (_product(row), float(score))
@@ -99,31 +97,30 @@ class Store:
     def make_index(self, sample: int = 100, k: int = 10, seed: int = 0) -> float:
         """An ANN index (IVF) for `search(approximate=True)`; returns its measured recall.
 
-        That is the share of the exact `k` nearest neighbours of `sample` random products that it finds. Raises
-        ValueError below 100,000 rows, where exact search is fast.
+        That is the share of the exact `k` nearest neighbours of `sample` random products that it finds.
+        Raises ValueError below 100,000 rows, where exact search is fast.
         """
-        vectors = self.vectors
-        vectors.make_index()
-        return recall(vectors, sample, k, seed)
+        table = self.table
+        table.make_index()
+        return recall(table, sample, k, seed)
 
     def to_numpy(self) -> tuple[list[str], Float32[np.ndarray, "product dim"]]:
         """Ids, in order, and embeddings of all products."""
-        return self.vectors.to_numpy(PRODUCTS)
+        return self.table.to_numpy(PRODUCTS)
 
     def to_parquet(self, file: str | os.PathLike) -> None:
         """All products with metadata, thumbnails and embeddings."""
-        self.vectors.to_parquet(Path(file), PRODUCTS)
+        self.table.to_parquet(Path(file), PRODUCTS)
 
     def to_dataset(self):
         """All products as a `datasets.Dataset`; needs that package. Pictures are thumbnails."""
-        from datasets import Dataset, Image
-
-        vectors = self.vectors
-        rows = pa.Table.from_batches(vectors.batches(PRODUCTS), schema(vectors.dim, {}).remove_metadata())
-        return Dataset(rows).cast_column("thumbnail", Image())
+        datasets = require("datasets", "data")
+        table = self.table
+        rows = pa.Table.from_batches(table.batches(PRODUCTS), schema(table.dim, {}).remove_metadata())
+        return datasets.Dataset(rows).cast_column("thumbnail", datasets.Image())
 
     def __len__(self) -> int:
-        return self.vectors.count(PRODUCTS)
+        return self.table.count(PRODUCTS)
 
     def __repr__(self) -> str:
         return (
@@ -131,28 +128,29 @@ class Store:
         )
 
 
-def open_store(uri: str | os.PathLike, model: Model, *, format: str | Format = "seq") -> Store:
-    """Open or make a store. Raises StoreError for a folder of something else, or a version this coral_lab does not know."""
+def open_store(uri: str | os.PathLike, model: Model, format: str | Format = "seq") -> Store:
+    """Open or make a store. Raises StoreError for a folder of something else, or a version this coral_lab
+    does not know.
+    """
     found = Store(str(uri), model, format)
-    _ = found.vectors
+    _ = found.table
     return found
 
 
-def recall(vectors: Vectors, sample: int = 100, k: int = 10, seed: int = 0) -> float:
+def recall(table: Table, sample: int = 100, k: int = 10, seed: int = 0) -> float:
     """Share of the exact `k` nearest neighbours of `sample` random rows that the approximate search finds."""
-    _, own = vectors.to_numpy()
+    _, own = table.to_numpy()
     chosen = np.random.default_rng(seed).choice(len(own), min(sample, len(own)), replace=False)
     found = []
     for query in own[chosen]:
         exact, near = (
-            {row.name for row in find(query, k)[0]}
-            for find in (vectors.nearest, vectors.nearest_approximately)
+            {row.name for row in find(query, k)[0]} for find in (table.nearest, table.nearest_approximately)
         )
         found.append(len(exact & near) / len(exact))
     return float(np.mean(found))
 
 
-def _product(row: Row) -> Product:
+def _product(row: Record) -> Product:
     attributes: dict[str, Sequence[str]] = {}
     for fact in row.attributes:
         name, _, value = fact.partition("=")

@@ -1,8 +1,9 @@
 """Embeddings with their metadata on disk: one LanceDB table for each way of making them.
 
-Rows are committed whole or not at all, whenever the process is killed. A product has one row in a table, its newest;
-a row's `key` says what exactly was encoded, so that something else never gets its vector. Processes that write to
-one local folder take turns; at an object store's address LanceDB's own merge keeps rows distinct.
+Rows are committed whole or not at all, whenever the process is killed. A product has one row in a table, its
+newest; a row's `key` says what exactly was encoded, so that something else never gets its vector. Processes
+that write to one local folder take turns; at an object store's address LanceDB's own merge keeps rows
+distinct.
 """
 
 import json
@@ -12,21 +13,21 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-# By default Lance reads so far ahead that a search takes more than twice the vectors' memory; this much is as fast
-# (benchmarks/store.py).
+# By default Lance reads so far ahead that a search takes more than twice the vectors' memory; this much is as
+# fast (benchmarks/store.py).
 os.environ.setdefault("LANCE_DEFAULT_IO_BUFFER_SIZE", str(32 * 2**20))
 os.environ.setdefault("LANCE_IO_THREADS", "2")
 
-import lancedb
 import numpy as np
 import pyarrow as pa
-from filelock import FileLock
 from jaxtyping import Float32
-from lancedb.index import IvfFlat
 
-from coral_lab.errors import WorkbenchError
+from coral_lab.errors import StoreError, require
 from coral_lab.store.topk import top_k
+
+lancedb = require("lancedb", "store")
 
 VERSION = 1
 MARKER = "coral_lab"  # the table that says of which version a store is
@@ -35,12 +36,8 @@ _BATCH = 1024  # rows read at a time
 _TEXTS = ("row", "key", "kind", "id", "title", "class", "language", "country")
 
 
-class StoreError(WorkbenchError):
-    """A store that cannot be used; the message says what to do."""
-
-
 @dataclass(frozen=True)
-class Row:
+class Record:
     """What is known of one embedded item; `attributes` are texts such as "color=red", `thumbnail` a JPEG."""
 
     key: str
@@ -55,7 +52,9 @@ class Row:
 
     @property
     def name(self) -> str:
-        """A product has one row, whatever it looked like before; the same query may be edited in many ways."""
+        """A product has one row, whatever it looked like before; the same query may be edited in many
+        ways.
+        """
         return f"product:{self.id}" if self.kind == "product" else f"{self.kind}:{self.key}"
 
 
@@ -70,7 +69,7 @@ def schema(dim: int, space: Mapping) -> pa.Schema:
     return pa.schema(fields, metadata={"coral_lab": json.dumps({"version": VERSION, **space})})
 
 
-def _connect(uri: str) -> lancedb.DBConnection:
+def _connect(uri: str) -> Any:
     """Raises StoreError for a folder of something else, or a store of another version."""
     try:
         database = lancedb.connect(uri)
@@ -85,13 +84,14 @@ def _connect(uri: str) -> lancedb.DBConnection:
     version = found["version"][0].as_py() if "version" in found.column_names and len(found) else None
     if version != VERSION:
         raise StoreError(
-            f"{uri!r} is a store of version {version}, and this coral_lab writes {VERSION}; update coral_lab, or "
+            f"{uri!r} is a store of version {version}, and this coral_lab writes {VERSION}; update "
+            f"coral_lab, or "
             "name another folder"
         )
     return database
 
 
-def _names(database: lancedb.DBConnection) -> list[str]:
+def _names(database: Any) -> list[str]:
     return list(database.list_tables(limit=10_000).tables)
 
 
@@ -107,11 +107,11 @@ LOCK = ".coral_lab.lock"
 
 
 @dataclass(frozen=True, eq=False)
-class Vectors:
+class Table:
     """The table of one space in the store at `uri`, a folder or an object store's address.
 
-    `space` is what the vectors were made with, and `name` the table's, a digest of it. Nothing is written before
-    the first commit.
+    `space` is what the vectors were made with, and `name` the table's, a digest of it. Nothing is written
+    before the first commit.
     """
 
     uri: str
@@ -123,7 +123,7 @@ class Vectors:
         _ = self.database
 
     @cached_property
-    def database(self) -> lancedb.DBConnection:
+    def database(self) -> Any:
         return _connect(self.uri)
 
     def _turn(self):
@@ -131,7 +131,7 @@ class Vectors:
         if not _is_local(self.uri):
             return nullcontext()
         Path(self.uri).mkdir(parents=True, exist_ok=True)
-        return FileLock(Path(self.uri) / LOCK)
+        return require("filelock", "store").FileLock(Path(self.uri) / LOCK)
 
     @property
     def exists(self) -> bool:
@@ -164,16 +164,21 @@ class Vectors:
             return {}
         table, wanted = self._table(), set(keys)
         known = table.search().select(["key"]).with_row_id(True).to_arrow()
-        places = [place for key, place in zip(known["key"].to_pylist(), known["_rowid"].to_pylist(), strict=True)
-                  if key in wanted]  # fmt: skip
+        places = [
+            place
+            for key, place in zip(known["key"].to_pylist(), known["_rowid"].to_pylist(), strict=True)
+            if key in wanted
+        ]
         found = {}
         for start in range(0, len(places), _BATCH):
             rows = table.take_row_ids(places[start : start + _BATCH]).select(["key", "vector"]).to_arrow()
             found |= dict(zip(rows["key"].to_pylist(), _matrix(rows["vector"], self.dim), strict=True))
         return {key: vector for key, vector in found.items() if key in wanted}
 
-    def commit(self, rows: Sequence[Row], vectors: Float32[np.ndarray, "row dim"]) -> None:
-        """Add these rows in one step; those of the same name are replaced. Raises StoreError, e.g. for a full disk."""
+    def commit(self, rows: Sequence[Record], vectors: Float32[np.ndarray, "row dim"]) -> None:
+        """Add these rows in one step; those of the same name are replaced. Raises StoreError, e.g. for a full
+        disk.
+        """
         if not len(rows):
             return
         names = [row.name for row in rows]
@@ -187,7 +192,8 @@ class Vectors:
             if isinstance(error, StoreError):
                 raise
             raise StoreError(
-                f"{len(rows):,} rows could not be written to {self.uri!r} ({error}); what was committed before is "
+                f"{len(rows):,} rows could not be written to {self.uri!r} ({error}); what was committed "
+                f"before is "
                 "safe: free space or mend the disk and run again"
             ) from error
 
@@ -212,11 +218,11 @@ class Vectors:
 
     def nearest(
         self, query: Float32[np.ndarray, " dim"], k: int, where: str | None = None
-    ) -> tuple[list[Row], Float32[np.ndarray, " k"]]:
+    ) -> tuple[list[Record], Float32[np.ndarray, " k"]]:
         """The `k` best rows by dot product, best first, of those that meet the SQL condition `where`.
 
-        Exact, and in little memory: rows are read batch by batch. Ties go to the lower row name. Raises ValueError
-        for a condition that cannot be understood, StoreError for an empty table.
+        Exact, and in little memory: rows are read batch by batch. Ties go to the lower row name. Raises
+        ValueError for a condition that cannot be understood, StoreError for an empty table.
         """
         best: list[tuple[float, str]] = []
         for batch in self._scan(["row", "vector"], where):
@@ -229,8 +235,10 @@ class Vectors:
 
     def nearest_approximately(
         self, query: Float32[np.ndarray, " dim"], k: int, where: str | None = None, probes: int = 20
-    ) -> tuple[list[Row], Float32[np.ndarray, " k"]]:
-        """As `nearest`, by the index that `make_index` made: candidates from `probes` of its cells, scored exactly."""
+    ) -> tuple[list[Record], Float32[np.ndarray, " k"]]:
+        """As `nearest`, by the index that `make_index` made: candidates from `probes` of its cells, scored
+        exactly.
+        """
         search = self._require().search(query, vector_column_name="vector").distance_type("dot")
         search = search.nprobes(probes).refine_factor(10).limit(k).select(["row", "vector", "_distance"])
         try:
@@ -242,13 +250,16 @@ class Vectors:
         return self._rows([found["row"][i].as_py() for i in order]), scores[order].astype(np.float32)
 
     def make_index(self) -> None:
-        """An IVF index for `nearest_approximately`. Raises ValueError below 100,000 rows: exact search is fast there."""
+        """An IVF index for `nearest_approximately`. Raises ValueError below 100,000 rows: exact search is
+        fast there.
+        """
         if len(self) < ANN_FROM:
             raise ValueError(
-                f"{len(self):,} rows are searched exactly in about a second; an index is for {ANN_FROM:,} or more"
+                f"{len(self):,} rows are searched exactly in about a second; an index is for {ANN_FROM:,} "
+                f"or more"
             )
         with self._turn():
-            self._table().create_index("vector", config=IvfFlat(distance_type="dot"))
+            self._table().create_index("vector", config=lancedb.index.IvfFlat(distance_type="dot"))
 
     def _require(self):
         if not self.exists:
@@ -263,11 +274,12 @@ class Vectors:
             yield from (scan.where(where) if where else scan).to_batches(batch_size=_BATCH)
         except (RuntimeError, ValueError) as error:
             raise ValueError(
-                f"where is {where!r}, which cannot be understood ({error}); write SQL such as \"class = 'shoes' AND "
+                f'where is {where!r}, which cannot be understood ({error}); write SQL such as "class = '
+                f"'shoes' AND "
                 f"language = 'th'\" over {', '.join(_TEXTS)}, or array_has(attributes, 'color=red')"
             ) from error
 
-    def _rows(self, names: Sequence[str]) -> list[Row]:
+    def _rows(self, names: Sequence[str]) -> list[Record]:
         """The rows of those names, in their order, without their vectors."""
         if not names:
             return []
@@ -280,7 +292,7 @@ class Vectors:
                     name: values[name]
                     for name in ("key", "kind", "id", "title", "language", "country", "thumbnail")
                 }
-                found[values["row"]] = Row(
+                found[values["row"]] = Record(
                     **own, class_name=values["class"], attributes=tuple(values["attributes"])
                 )
         return [found[name] for name in names]
@@ -316,9 +328,11 @@ def _matrix(column, dim: int) -> Float32[np.ndarray, "row dim"]:
     return column.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
 
 
-def _batch(rows: Sequence[Row], vectors: Float32[np.ndarray, "row dim"], columns: pa.Schema) -> pa.Table:
-    values = {name: [getattr(row, name) for row in rows] for name in ("key", "kind", "id", "title", "language", "country",
-                                                                       "attributes", "thumbnail")}  # fmt: skip
+def _batch(rows: Sequence[Record], vectors: Float32[np.ndarray, "row dim"], columns: pa.Schema) -> pa.Table:
+    values = {
+        name: [getattr(row, name) for row in rows]
+        for name in ("key", "kind", "id", "title", "language", "country", "attributes", "thumbnail")
+    }
     values |= {"row": [row.name for row in rows], "class": [row.class_name for row in rows]}
     dim = vectors.shape[1]
     flat = pa.array(np.ascontiguousarray(vectors, np.float32).reshape(-1))

@@ -1,9 +1,11 @@
-"""Exact nearest neighbours by dot product: a quick pass finds all that could be among the best, a second scores those.
+"""Exact nearest neighbours by dot product: a quick pass finds all that could be among the best, a second
+scores those.
 
-The score of a pair is NumPy's float32 dot product of the two vectors, whatever else is asked in the same call, so that
-block sizes and the number of queries change nothing. The quick pass multiplies whole blocks, in float32 or, where the
-processor has instructions for it (VNNI), in int8, at about four times the speed and a quarter of the memory. Either
-has an error that is bounded, and whatever lies within it is scored in the second pass.
+The score of a pair is NumPy's float32 dot product of the two vectors, whatever else is asked in the same
+call, so that block sizes and the number of queries change nothing. The quick pass multiplies whole blocks, in
+float32 or, where the processor has instructions for it (VNNI), in int8, at about four times the speed and a
+quarter of the memory. Either has an error that is bounded, and whatever lies within it is scored in the
+second pass.
 """
 
 from collections.abc import Iterator
@@ -27,12 +29,13 @@ MANY = 384  # queries from which it pays to prepare candidates for one call
 
 
 @dataclass(frozen=True, eq=False)
-class Pool:
+class Prepared:
     """Candidates prepared for many calls of `top_k`; see `prepare`.
 
-    `codes` are int8 of the rows less `centre`, each with its own of `scales`, and take a quarter of float32's memory;
-    None without VNNI, and for a pool too small to gain by them. `norm`, `radius` and `residual` are the largest norms
-    of the rows, of what remains of them without the centre, and of what the codes leave out of that.
+    `codes` are int8 of the rows less `centre`, each with its own of `scales`, and take a quarter of float32's
+    memory; None without VNNI, and for a pool too small to gain by them. `norm`, `radius` and `residual` are
+    the largest norms of the rows, of what remains of them without the centre, and of what the codes leave out
+    of that.
     """
 
     rows: Float[Any, "candidate dim"] = field(repr=False)
@@ -47,30 +50,31 @@ class Pool:
         return len(self.rows)
 
 
-def prepare(candidates: Float[Any, "candidate dim"]) -> Pool:
+def prepare(candidates: Float[Any, "candidate dim"]) -> Prepared:
     """Candidates checked and converted once, for many calls of `top_k`.
 
-    `candidates` are a float32 NumPy array or a floating-point tensor. Either may be mapped from a file that is larger
-    than memory, such as `torch.from_file(file, shared=False, size=rows * dim, dtype=torch.bfloat16).view(rows, dim)`.
-    They are kept, not copied: do not change them afterwards. Raises ValueError for rows that are not finite.
+    `candidates` are a float32 NumPy array or a floating-point tensor. Either may be mapped from a file that
+    is larger than memory, such as `torch.from_file(file, shared=False, size=rows * dim,
+    dtype=torch.bfloat16).view(rows, dim)`. They are kept, not copied: do not change them afterwards. Raises
+    ValueError for rows that are not finite.
     """
     if candidates.ndim != 2:
         raise ValueError(f"shape of candidates is {tuple(candidates.shape)}; give [candidate, dim]")
     norm = _largest_norm(candidates, "candidates")
     large = len(candidates) * candidates.shape[1] >= SIZE
-    return _encode(candidates, norm) if large and _has_int8() else Pool(candidates, norm)
+    return _encode(candidates, norm) if large and _has_int8() else Prepared(candidates, norm)
 
 
 def top_k(
-    queries: Float32[np.ndarray, "query dim"], candidates: Float[Any, "candidate dim"] | Pool, k: int
+    queries: Float32[np.ndarray, "query dim"], candidates: Float[Any, "candidate dim"] | Prepared, k: int
 ) -> tuple[Float32[np.ndarray, "query k"], Int64[np.ndarray, "query k"]]:
     """Scores and row numbers of the `k` best candidates of each query, best first; ties go to the lower row.
 
-    `candidates` are what `prepare` takes or returns; prepared, they are searched much faster. Fewer than `k` columns
-    if there are fewer candidates. Raises ValueError for arrays that do not fit, k < 1, or embeddings that are not
-    finite.
+    `candidates` are what `prepare` takes or returns; prepared, they are searched much faster. Fewer than `k`
+    columns if there are fewer candidates. Raises ValueError for arrays that do not fit, k < 1, or embeddings
+    that are not finite.
     """
-    rows = candidates.rows if isinstance(candidates, Pool) else candidates
+    rows = candidates.rows if isinstance(candidates, Prepared) else candidates
     if queries.ndim != 2 or rows.ndim != 2 or queries.shape[1] != rows.shape[1]:
         raise ValueError(
             f"shapes are {queries.shape} and {tuple(rows.shape)}; give [query, dim] and [candidate, dim]"
@@ -81,36 +85,36 @@ def top_k(
     _largest_norm(queries, "queries")
     k, kept = min(k, len(rows)), max(SPARE, 4 * k)
     large = len(rows) >= 2 * GROUP * kept and len(rows) * rows.shape[1] >= SIZE
-    if isinstance(candidates, Pool):
-        pool = candidates
+    if isinstance(candidates, Prepared):
+        prepared = candidates
     elif large and len(queries) >= MANY:
-        pool = prepare(candidates)
+        prepared = prepare(candidates)
     else:
-        pool = Pool(rows, _largest_norm(rows, "candidates"))
+        prepared = Prepared(rows, _largest_norm(rows, "candidates"))
     scores, found = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
     left = np.arange(len(queries))
     for more in (kept, 16 * kept):  # int8 twice is still quicker than float32 once
-        if pool.codes is not None and len(rows) >= 2 * GROUP * more:
-            left = _by_int8(queries, pool, k, more, left, scores, found)
+        if prepared.codes is not None and len(rows) >= 2 * GROUP * more:
+            left = _by_int8(queries, prepared, k, more, left, scores, found)
     if len(rows):
-        _by_float32(queries, pool, k, left, scores, found)
+        _by_float32(queries, prepared, k, left, scores, found)
     return scores, found
 
 
 def _by_float32(
-    queries, pool: Pool, k: int, which: np.ndarray, scores: np.ndarray, found: np.ndarray
+    queries, prepared: Prepared, k: int, which: np.ndarray, scores: np.ndarray, found: np.ndarray
 ) -> None:
     """Fills in the queries `which`: blocks of them against all candidates."""
-    step = max(1, BLOCK_BYTES // (4 * len(pool)))
+    step = max(1, BLOCK_BYTES // (4 * len(prepared)))
     for start in range(0, len(which), step):
         some = which[start : start + step]
-        asked, block = queries[some], np.empty((len(some), len(pool)), np.float32)
-        for part in _slices(len(pool), PART):
-            block[:, part] = asked @ _float32(pool.rows[part]).T
+        asked, block = queries[some], np.empty((len(some), len(prepared)), np.float32)
+        for part in _slices(len(prepared), PART):
+            block[:, part] = asked @ _float32(prepared.rows[part]).T
         # Both this pass and the second err, once for the k-th best and once for another.
-        least = _best(block, k) - 2 * _rounding(asked, pool.norm)
-        query, row = np.divmod(np.flatnonzero(block >= least[:, None]), len(pool))
-        score = _scores(asked, pool, query, row)
+        least = _best(block, k) - 2 * _rounding(asked, prepared.norm)
+        query, row = np.divmod(np.flatnonzero(block >= least[:, None]), len(prepared))
+        score = _scores(asked, prepared, query, row)
         scores[some], found[some] = _ranked(query, row, score, len(some), k)
 
 
@@ -120,23 +124,23 @@ def _best(scores: np.ndarray, k: int) -> np.ndarray:
 
 
 def _by_int8(
-    queries, pool: Pool, k: int, kept: int, which: np.ndarray, scores: np.ndarray, found: np.ndarray
+    queries, prepared: Prepared, k: int, kept: int, which: np.ndarray, scores: np.ndarray, found: np.ndarray
 ) -> Int64[np.ndarray, " left"]:
     """Fills in those of the queries `which` for which int8 is exact enough, and returns the others.
 
-    With q = q̂ + r and c - centre = ĉ + s, q·c is q·centre + q̂·ĉ within |r| |c - centre| + |q̂| |s|, and rounding. A
-    query is left if one of `kept` or more candidates may be, by that, among the best k.
+    With q = q̂ + r and c - centre = ĉ + s, q·c is q·centre + q̂·ĉ within |r| |c - centre| + |q̂| |s|, and
+    rounding. A query is left if one of `kept` or more candidates may be, by that, among the best k.
     """
     left = [np.empty(0, np.int64)]
     for block in _slices(len(which), max(1, QUERIES * SPARE // kept)):  # no more memory for a longer list
         some = which[block]
         asked = queries[some]
         codes, scale, residual = _codes(asked)
-        values, near = _largest(codes, pool, kept)
-        size, constant = np.linalg.norm(asked, axis=1), asked.astype(np.float64) @ pool.centre
-        error = residual * pool.radius + (size + residual) * pool.residual
-        error += _rounding(asked, pool.norm + pool.radius)
-        first = _scores(asked, pool, np.arange(len(asked)).repeat(k), near[:, :k].ravel()).reshape(-1, k)
+        values, near = _largest(codes, prepared, kept)
+        size, constant = np.linalg.norm(asked, axis=1), asked.astype(np.float64) @ prepared.centre
+        error = residual * prepared.radius + (size + residual) * prepared.residual
+        error += _rounding(asked, prepared.norm + prepared.radius)
+        first = _scores(asked, prepared, np.arange(len(asked)).repeat(k), near[:, :k].ravel()).reshape(-1, k)
         highest = (constant + error)[:, None] + values * scale[:, None]
         possible = ~(highest < first.min(1)[:, None])  # what overflows is possible too
         left.append(some[possible[:, -1]])
@@ -144,26 +148,28 @@ def _by_int8(
         query, place = np.nonzero(possible)
         row, score = near[query, place], first[query, np.minimum(place, k - 1)]
         more = place >= k
-        score[more] = _scores(asked, pool, query[more], row[more])
+        score[more] = _scores(asked, prepared, query[more], row[more])
         scores[some], found[some] = _ranked(query, row, score, len(asked), k)
     return np.concatenate(left)
 
 
-def _largest(codes, pool: Pool, kept: int) -> tuple[np.ndarray, np.ndarray]:
+def _largest(codes, prepared: Prepared, kept: int) -> tuple[np.ndarray, np.ndarray]:
     """Products in int8 of the `kept` candidates where they are largest, in order, and their rows."""
     import torch
 
     values, rows = [], []
-    step = -(-len(pool) // -(-len(pool) // PART))  # equal parts, so that none is too small for its groups
+    step = -(
+        -len(prepared) // -(-len(prepared) // PART)
+    )  # equal parts, so that none is too small for its groups
     products = torch.empty(len(codes) * TILE, dtype=torch.int32)
     scores = torch.empty((len(codes), -(-step // GROUP) * GROUP))
-    for part in _slices(len(pool), step):
+    for part in _slices(len(prepared), step):
         scores[:, part.stop - part.start :] = -torch.inf
         for tile in _slices(part.stop - part.start, TILE):
             own = slice(part.start + tile.start, part.start + tile.stop)
             product = products[: len(codes) * (own.stop - own.start)].view(len(codes), -1)
-            torch._int_mm(codes, pool.codes[own].T, out=product)
-            torch.mul(product, pool.scales[own], out=scores[:, tile])
+            torch._int_mm(codes, prepared.codes[own].T, out=product)
+            torch.mul(product, prepared.scales[own], out=scores[:, tile])
         # The largest few are all in the groups of the largest maxima, and these are quicker to find.
         groups = scores.view(len(codes), GROUP, -1)
         chosen = min(kept, groups.shape[2])
@@ -177,30 +183,36 @@ def _largest(codes, pool: Pool, kept: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _ranked(query, row, score, count: int, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Scores and rows of the best k of each query, of which there are `count`; pairs are in its order, k or more each."""
+    """Scores and rows of the best k of each query, of which there are `count`; pairs are in its order, k or
+    more each.
+    """
     order = np.lexsort((row, -score, query))
     best = order[np.searchsorted(query, np.arange(count))[:, None] + np.arange(k)]
     return score[best], row[best]
 
 
-def _scores(queries, pool: Pool, query: np.ndarray, row: np.ndarray) -> Float32[np.ndarray, " pair"]:
+def _scores(queries, prepared: Prepared, query: np.ndarray, row: np.ndarray) -> Float32[np.ndarray, " pair"]:
     """NumPy's dot product, pair by pair."""
     found = np.empty(len(row), np.float32)
     for part in _slices(len(row), PAIRS):
         rows = np.ascontiguousarray(
-            _float32(pool.rows[row[part]])
+            _float32(prepared.rows[row[part]])
         )  # strides would be summed in another order
         found[part] = np.vecdot(queries[query[part]], rows)
     return found
 
 
 def _rounding(queries, norm: float) -> Float[np.ndarray, " query"]:
-    """Most by which two float32 dot products of the same vectors differ, in whatever order they are summed."""
+    """Most by which two float32 dot products of the same vectors differ, in whatever order they are
+    summed.
+    """
     return (queries.shape[1] + 8) * 2.0**-23 * norm * np.linalg.norm(queries, axis=1)
 
 
-def _encode(candidates, norm: float) -> Pool:
-    """Of each row, what an estimate of the mean leaves: the spread of the scores is all that an order depends on."""
+def _encode(candidates, norm: float) -> Prepared:
+    """Of each row, what an estimate of the mean leaves: the spread of the scores is all that an order depends
+    on.
+    """
     import torch
 
     count, dim = candidates.shape
@@ -212,7 +224,7 @@ def _encode(candidates, norm: float) -> Pool:
         codes[part], scale, left = _codes(rows)
         scales[part] = torch.from_numpy(scale)
         radius, residual = max(radius, np.linalg.norm(rows, axis=1).max()), max(residual, left.max())
-    return Pool(candidates, norm, codes, scales, centre, float(radius), float(residual))
+    return Prepared(candidates, norm, codes, scales, centre, float(radius), float(residual))
 
 
 def _codes(rows: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray]:

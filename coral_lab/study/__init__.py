@@ -1,1 +1,23 @@
-"""Studying a model: edited queries, paired comparisons, the space's shape, mistakes. Numbers in, tables and figures out."""
+"""Studying a model: edited queries and what becomes of their rankings, paired comparisons, the shape of the
+space, probes, mistakes. Numbers in, tables and figures out. `edits`, `geometry` and `plots` are used as
+modules.
+"""
+
+from typing import TYPE_CHECKING
+
+from coral_lab import public
+
+if TYPE_CHECKING:
+    from coral_lab.study.comparison import compare_edits as compare_edits
+    from coral_lab.study.comparison import conditions_met as conditions_met
+    from coral_lab.study.comparison import first_hits as first_hits
+    from coral_lab.study.comparison import judged as judged
+    from coral_lab.study.error_analysis import mistakes as mistakes
+    from coral_lab.study.error_analysis import worst as worst
+    from coral_lab.study.probing import probe as probe
+    from coral_lab.study.probing import probe_checkpoint as probe_checkpoint
+    from coral_lab.study.sweeps import attribution as attribution
+    from coral_lab.study.sweeps import heeded as heeded
+    from coral_lab.study.sweeps import sweep as sweep
+
+__getattr__, __dir__, __all__ = public(__name__, __file__)

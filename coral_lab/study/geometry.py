@@ -1,7 +1,7 @@
 """The shape of an embedding space: how it is spread, what lies near what, and what a map of it gets wrong.
 
-All embeddings are L2-normalised rows, so nearness is the dot product. Equal seeds give equal results on one machine;
-UMAP's differ between processors, so keep coordinates that matter.
+All embeddings are L2-normalised, so nearness is the dot product. Equal seeds give equal results on one
+machine; UMAP's differ between processors, so keep coordinates that matter.
 """
 
 import warnings
@@ -13,33 +13,37 @@ from scipy.stats import skew
 
 from coral_lab.store.topk import top_k
 
-Rows = Float32[np.ndarray, "row dim"]
+Embeddings = Float32[np.ndarray, "row dim"]
 Map = Float[np.ndarray, "row 2"]
 PAIRS = 100_000  # random pairs behind an estimate of all
 
 
-def neighbours(rows: Rows, k: int) -> Int64[np.ndarray, "row k"]:
+def neighbours(embeddings: Embeddings, k: int) -> Int64[np.ndarray, "row k"]:
     """The `k` nearest other rows of each row, nearest first; ties go to the lower row.
 
     Raises ValueError for k < 1 or fewer than k + 1 rows.
     """
-    if not 1 <= k < len(rows):
-        raise ValueError(f"k is {k} for {len(rows)} rows; choose 1 to {len(rows) - 1}")
-    _, found = top_k(rows, rows, k + 1)
-    own = np.arange(len(rows))[:, None]
+    if not 1 <= k < len(embeddings):
+        raise ValueError(f"k is {k} for {len(embeddings)} rows; choose 1 to {len(embeddings) - 1}")
+    _, found = top_k(embeddings, embeddings, k + 1)
+    own = np.arange(len(embeddings))[:, None]
     # Each row leaves its own list, or its last entry where equal rows pushed it out.
     others = np.argsort(found == own, axis=1, kind="stable")[:, :k]
     return np.take_along_axis(found, others, 1)
 
 
-def anisotropy(rows: Rows, seed: int = 0) -> float:
-    """Mean cosine of two random rows: 0 when directions are used evenly, 1 when all are one (Ethayarajh, 1909.00512)."""
-    left, right = _pairs(len(rows), seed)
-    return float(np.einsum("ij,ij->i", rows[left], rows[right]).mean())
+def anisotropy(embeddings: Embeddings, seed: int = 0) -> float:
+    """Mean cosine of two random rows: 0 when directions are used evenly, 1 when all are one (Ethayarajh,
+    1909.00512).
+    """
+    left, right = _pairs(len(embeddings), seed)
+    return float(np.einsum("ij,ij->i", embeddings[left], embeddings[right]).mean())
 
 
-def alignment(queries: Rows, positives: Float32[np.ndarray, "_ _"]) -> float:
-    """Mean squared distance of a query and its positive, 0 to 4; lower is better (Wang and Isola, 2005.10242)."""
+def alignment(queries: Embeddings, positives: Float32[np.ndarray, "_ _"]) -> float:
+    """Mean squared distance of a query and its positive, 0 to 4; lower is better (Wang and Isola,
+    2005.10242).
+    """
     if queries.shape != positives.shape:
         raise ValueError(
             f"shapes are {queries.shape} and {positives.shape}; give one positive for each query"
@@ -47,10 +51,12 @@ def alignment(queries: Rows, positives: Float32[np.ndarray, "_ _"]) -> float:
     return float(((queries - positives) ** 2).sum(1).mean())
 
 
-def uniformity(rows: Rows, seed: int = 0) -> float:
-    """Log of the mean of exp(-2 d²) over random pairs; lower is more uniform, 0 for a point (Wang and Isola, 2005.10242)."""
-    left, right = _pairs(len(rows), seed)
-    return float(np.log(np.exp(-2 * ((rows[left] - rows[right]) ** 2).sum(1)).mean()))
+def uniformity(embeddings: Embeddings, seed: int = 0) -> float:
+    """Log of the mean of exp(-2 d²) over random pairs; lower is more uniform, 0 for a point (Wang and Isola,
+    2005.10242).
+    """
+    left, right = _pairs(len(embeddings), seed)
+    return float(np.log(np.exp(-2 * ((embeddings[left] - embeddings[right]) ** 2).sum(1)).mean()))
 
 
 def _pairs(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -64,27 +70,30 @@ def _pairs(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return left, (left + random.integers(1, count, size=PAIRS)) % count
 
 
-def modality_gap(first: Rows, second: Rows) -> float:
+def modality_gap(first: Embeddings, second: Embeddings) -> float:
     """Distance of the two sets' means, 0 to 2 (Liang et al., 2203.02053)."""
     return float(np.linalg.norm(first.mean(0) - second.mean(0)))
 
 
-def occurrences(rows: Rows, k: int = 10) -> Int64[np.ndarray, " row"]:
+def occurrences(embeddings: Embeddings, k: int = 10) -> Int64[np.ndarray, " row"]:
     """How often each row is among the `k` nearest of the others; `k` on average."""
-    return np.bincount(neighbours(rows, k).ravel(), minlength=len(rows))
+    return np.bincount(neighbours(embeddings, k).ravel(), minlength=len(embeddings))
 
 
-def hubness(rows: Rows, k: int = 10) -> float:
-    """Skewness of `occurrences`: 0 without hubs, above 1 with some that are near everything (Radovanović et al., 2010)."""
-    return float(skew(occurrences(rows, k)))
+def hubness(embeddings: Embeddings, k: int = 10) -> float:
+    """Skewness of `occurrences`: 0 without hubs, above 1 with some that are near everything (Radovanović et
+    al., 2010).
+    """
+    return float(skew(occurrences(embeddings, k)))
 
 
-def intrinsic_dimension(rows: Rows) -> float:
-    """TwoNN: how many directions a neighbourhood has, from the ratio of the two nearest distances (Facco et al., 2017).
+def intrinsic_dimension(embeddings: Embeddings) -> float:
+    """TwoNN: how many directions a neighbourhood has, from the ratio of the two nearest distances (Facco et
+    al., 2017).
 
     Equal rows are counted once. Raises ValueError for fewer than 3 distinct rows.
     """
-    distinct = np.unique(rows, axis=0)
+    distinct = np.unique(embeddings, axis=0)
     if len(distinct) < 3:
         raise ValueError(f"{len(distinct)} distinct rows; the two nearest others of each are needed")
     near = neighbours(distinct, 2)
@@ -106,36 +115,42 @@ def overlap(first: Int64[np.ndarray, "row k"], second: Int64[np.ndarray, "_ _"])
 
 
 def pca(
-    rows: Rows, directions: int = 2
+    embeddings: Embeddings, directions: int = 2
 ) -> tuple[Float[np.ndarray, "row direction"], Float[np.ndarray, " direction"]]:
     """Coordinates along the directions of most variance, and each one's share of it."""
     from sklearn.decomposition import PCA
 
     found = PCA(directions, random_state=0)
-    coordinates = found.fit_transform(rows)
+    coordinates = found.fit_transform(embeddings)
     return coordinates, found.explained_variance_ratio_
 
 
-def umap(rows: Rows, seed: int = 0, neighbours: int = 15, min_dist: float = 0.1) -> Map:
+def umap(embeddings: Embeddings, seed: int = 0, neighbours: int = 15, min_dist: float = 0.1) -> Map:
     """UMAP of the rows by cosine; the same map for the same seed on one machine (McInnes et al., 1802.03426).
 
-    UMAP finds its own, approximate neighbours: exact ones take longer and make no better map (benchmarks/projection.py).
+    UMAP finds its own, approximate neighbours: exact ones take longer and make no better map
+    (benchmarks/projection.py).
     """
     from umap import UMAP
 
-    return UMAP(n_neighbors=min(neighbours, len(rows) - 1), min_dist=min_dist, metric="cosine", random_state=seed,
-                n_jobs=1).fit_transform(rows)  # fmt: skip
+    return UMAP(
+        n_neighbors=min(neighbours, len(embeddings) - 1),
+        min_dist=min_dist,
+        metric="cosine",
+        random_state=seed,
+        n_jobs=1,
+    ).fit_transform(embeddings)
 
 
-def aligned_umaps(spaces: Sequence[Rows], seed: int = 0, neighbours: int = 15) -> list[Map]:
+def aligned_umaps(spaces: Sequence[Embeddings], seed: int = 0, neighbours: int = 15) -> list[Map]:
     """One map a space, of the same items in the same order, drawn so that an item stays where it can.
 
     Raises ValueError for spaces of different length.
     """
     from umap import AlignedUMAP
 
-    if len({len(rows) for rows in spaces}) > 1 or len(spaces) < 2:
-        raise ValueError(f"{[len(rows) for rows in spaces]} rows; give two spaces or more of the same items")
+    if len({len(own) for own in spaces}) > 1 or len(spaces) < 2:
+        raise ValueError(f"{[len(own) for own in spaces]} rows; give two spaces or more of the same items")
     same = [{i: i for i in range(len(spaces[0]))}] * (len(spaces) - 1)
     found = AlignedUMAP(n_neighbors=min(neighbours, len(spaces[0]) - 1), metric="cosine", random_state=seed)
     with (
@@ -154,25 +169,28 @@ def map_neighbours(places: Map, k: int) -> Int64[np.ndarray, "row k"]:
     return NearestNeighbors(n_neighbors=k).fit(places).kneighbors(return_distance=False)
 
 
-def torn(rows: Rows, places: Map, k: int) -> Bool[np.ndarray, "row k"]:
-    """Which of each row's `k` nearest neighbours, in the order of `neighbours`, are not among its `k` nearest on a map."""
-    near, shown = neighbours(rows, k), map_neighbours(places, k)
+def torn(embeddings: Embeddings, places: Map, k: int) -> Bool[np.ndarray, "row k"]:
+    """Which of each row's `k` nearest neighbours, in the order of `neighbours`, are not among its `k` nearest
+    on a map.
+    """
+    near, shown = neighbours(embeddings, k), map_neighbours(places, k)
     return np.array([~np.isin(a, b) for a, b in zip(near, shown, strict=True)])
 
 
-def trustworthiness(rows: Rows, places: Map, k: int, most: int = 2000, seed: int = 0) -> float:
+def trustworthiness(embeddings: Embeddings, places: Map, k: int, most: int = 2000, seed: int = 0) -> float:
     """From 1 (no point got new neighbours on the map) towards 0, false ones weighed by how far off they are.
 
-    The other half of `torn`, which counts neighbours that were lost (Venna and Kaski 2001). Of at most `most` rows drawn
-    by the seed, each among all others; scikit-learn's measure, which needs all distances at once, if there are no more.
+    The other half of `torn`, which counts neighbours that were lost (Venna and Kaski 2001). Of at most `most`
+    rows drawn by the seed, each among all others; scikit-learn's measure, which needs all distances at once,
+    if there are no more.
     """
-    count, shown = len(rows), map_neighbours(places, k)
+    count, shown = len(embeddings), map_neighbours(places, k)
     some = np.arange(count)
     if count > most:
         some = np.random.default_rng(seed).choice(count, most, replace=False)
     excess = 0
     for part in np.array_split(some, -(-len(some) // 256)):
-        cosines = rows[part] @ rows.T
+        cosines = embeddings[part] @ embeddings.T
         own = np.take_along_axis(cosines, shown[part], 1)
         np.put_along_axis(
             cosines, part[:, None], np.inf, 1
@@ -189,31 +207,41 @@ def shared(near: Int64[np.ndarray, "row k"], labels: Sequence[str]) -> Float[np.
 
 
 def shared_by_chance(labels: Sequence[str]) -> float:
-    """How often two different rows, drawn at random, have one label: what `shared` is without any structure."""
+    """How often two different rows, drawn at random, have one label: what `shared` is without any
+    structure.
+    """
     _, counts = np.unique(np.asarray(labels), return_counts=True)
     return float((counts * (counts - 1)).sum() / (len(labels) * (len(labels) - 1)))
 
 
 def over_halves(
-    measure: Callable[[Rows], float], rows: Rows, repeats: int = 10, seed: int = 0
+    measure: Callable[[Embeddings], float], embeddings: Embeddings, repeats: int = 10, seed: int = 0
 ) -> Float[np.ndarray, " repeat"]:
-    """A measure of as many random halves of the rows: how much it depends on which rows there happen to be."""
+    """A measure of as many random halves of the rows: how much it depends on which rows there happen to
+    be.
+    """
     random = np.random.default_rng(seed)
-    picks = (random.permutation(len(rows))[: len(rows) // 2] for _ in range(repeats))
-    return np.array([measure(rows[np.sort(some)]) for some in picks])
+    picks = (random.permutation(len(embeddings))[: len(embeddings) // 2] for _ in range(repeats))
+    return np.array([measure(embeddings[np.sort(some)]) for some in picks])
 
 
-def group_means(rows: Rows, labels: Sequence[str]) -> tuple[list[str], Float32[np.ndarray, "group dim"]]:
-    """The labels in order, and each one's mean row less the mean of these means: where a group lies to one side."""
+def group_means(
+    embeddings: Embeddings, labels: Sequence[str]
+) -> tuple[list[str], Float32[np.ndarray, "group dim"]]:
+    """The labels in order, and each one's mean row less the mean of these means: where a group lies to one
+    side.
+    """
     values = np.asarray(labels, object)
     names = sorted(set(labels))
-    means = np.stack([rows[values == name].mean(0) for name in names])
+    means = np.stack([embeddings[values == name].mean(0) for name in names])
     return names, (means - means.mean(0)).astype(np.float32)
 
 
-def between(rows: Rows, labels: Sequence[str]) -> float:
-    """Share of the rows' variance that lies between the groups' means, 0 to 1 (eta squared, over all directions)."""
-    values, centred = np.asarray(labels, object), rows - rows.mean(0)
+def between(embeddings: Embeddings, labels: Sequence[str]) -> float:
+    """Share of the rows' variance that lies between the groups' means, 0 to 1 (eta squared, over all
+    directions).
+    """
+    values, centred = np.asarray(labels, object), embeddings - embeddings.mean(0)
     own = ((values == name) for name in sorted(set(labels)))
     return float(sum(some.sum() * (centred[some].mean(0) ** 2).sum() for some in own) / (centred**2).sum())
 
@@ -223,10 +251,10 @@ def directions(means: Float32[np.ndarray, "group dim"]) -> Float32[np.ndarray, "
     return np.linalg.svd(means - means.mean(0), full_matrices=False)[2][: len(means) - 1]
 
 
-def without(rows: Rows, directions: Float32[np.ndarray, "direction dim"]) -> Rows:
+def without(embeddings: Embeddings, directions: Float32[np.ndarray, "direction dim"]) -> Embeddings:
     """The rows with orthonormal directions projected away, L2-normalised again.
 
     Along these directions no linear probe finds anything any more (Bolukbasi et al., 1607.06520).
     """
-    rest = rows - rows @ directions.T @ directions
+    rest = embeddings - embeddings @ directions.T @ directions
     return rest / np.linalg.norm(rest, axis=1, keepdims=True)

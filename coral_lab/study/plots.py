@@ -19,9 +19,18 @@ SYMBOLS = ("circle", "diamond", "cross", "triangle-up")
 """With more labels than colours a colour comes again in another shape."""
 
 _AXIS = {"showline": True, "showgrid": False, "zeroline": False, "ticks": "outside", "linecolor": "#2a2a2a"}
-TEMPLATE = go.layout.Template(layout={"plot_bgcolor": "white", "paper_bgcolor": "white", "colorway": PALETTE, "xaxis": _AXIS,
-                                      "yaxis": _AXIS})  # fmt: skip
-"""As plotly's simple_white, in few words: a notebook keeps a template with every figure, and plotly's take 20 kB each."""
+TEMPLATE = go.layout.Template(
+    layout={
+        "plot_bgcolor": "white",
+        "paper_bgcolor": "white",
+        "colorway": PALETTE,
+        "xaxis": _AXIS,
+        "yaxis": _AXIS,
+    }
+)
+"""As plotly's simple_white, in few words: a notebook keeps a template with every figure, and plotly's take 20
+kB each.
+"""
 
 NO_LOSS = {"step", "seconds", "gradient_norm", "learning_rate"}
 
@@ -34,9 +43,9 @@ def curves(
 ) -> go.Figure:
     """Training logs together: losses (running mean over `smooth` steps), and beside them what was measured.
 
-    `logs` are `log.csv` files or frames by name. By default all terms that are logged at every step, and those of
-    R@1, R@10 and MRR@10 that were measured; where nothing was, the losses stand alone. Raises ValueError for a log
-    without rows.
+    `logs` are `log.csv` files or frames by name. By default all terms that are logged at every step, and
+    those of R@1, R@10 and MRR@10 that were measured; where nothing was, the losses stand alone. Raises
+    ValueError for a log without rows.
     """
     frames = {name: log if isinstance(log, pd.DataFrame) else pd.read_csv(log) for name, log in logs.items()}
     lines = {name: _lines(name, frame, losses, measures) for name, frame in frames.items()}
@@ -51,8 +60,16 @@ def curves(
                 colour = PALETTE[(number if len(logs) > 1 else style) % len(PALETTE)]
                 dash = ("solid", "dash", "dot", "dashdot", "longdash")[style % 5 if len(logs) > 1 else 0]
                 mode = "lines" if place == 1 else "lines+markers"
-                figure.add_scatter(x=values["step"], y=y, name=label, mode=mode, line={"color": colour, "dash": dash},
-                                   row=1, col=place, hovertemplate="step %{x}: %{y:.3f}")  # fmt: skip
+                figure.add_scatter(
+                    x=values["step"],
+                    y=y,
+                    name=label,
+                    mode=mode,
+                    line={"color": colour, "dash": dash},
+                    row=1,
+                    col=place,
+                    hovertemplate="step %{x}: %{y:.3f}",
+                )
     figure.update_xaxes(title="step")
     figure.update_yaxes(type="log", row=1, col=1)
     figure.update_layout(template=TEMPLATE, height=360, margin={"l": 50, "r": 10, "t": 40, "b": 40})
@@ -81,10 +98,11 @@ def scatter(
     title: str = "",
     order: Sequence[str] = (),
 ) -> go.Figure:
-    """A map of points coloured by label, commonest first; or several maps of the same points by name, side by side.
+    """A map of points coloured by label, commonest first; or several maps of the same points by name, side by
+    side.
 
-    More labels than colours share these in other shapes. `texts` show on hover; `order` names the labels in the order
-    of their colours. Raises ValueError for labels or texts that are not one a point.
+    More labels than colours share these in other shapes. `texts` show on hover; `order` names the labels in
+    the order of their colours. Raises ValueError for labels or texts that are not one a point.
     """
     panels = places if isinstance(places, Mapping) else {"": places}
     for name, count in [
@@ -97,15 +115,34 @@ def scatter(
     values = np.asarray([str(label) for label in labels], object)
     for number, label in enumerate(order or pd.Series(values).value_counts().index):
         own = np.flatnonzero(values == str(label))
-        marker = {"size": 5, "color": PALETTE[number % len(PALETTE)], "opacity": 0.75,
-                  "symbol": SYMBOLS[number // len(PALETTE) % len(SYMBOLS)]}  # fmt: skip
+        marker = {
+            "size": 5,
+            "color": PALETTE[number % len(PALETTE)],
+            "opacity": 0.75,
+            "symbol": SYMBOLS[number // len(PALETTE) % len(SYMBOLS)],
+        }
         for column, (_, points) in enumerate(panels.items(), 1):
             points = np.asarray(points, np.float32)
-            figure.add_scattergl(x=points[own, 0], y=points[own, 1], mode="markers", name=str(label), legendgroup=str(label),
-                                 showlegend=column == 1, marker=marker, text=[texts[i] for i in own] if len(texts) else None,
-                                 hoverinfo="text+name" if len(texts) else "name", row=1, col=column)  # fmt: skip
-    figure.update_layout(template=TEMPLATE, height=460 if len(panels) == 1 else 400, title=title,
-                         legend={"itemsizing": "constant", "tracegroupgap": 0}, margin={"l": 10, "r": 10, "t": 64, "b": 10})  # fmt: skip
+            figure.add_scattergl(
+                x=points[own, 0],
+                y=points[own, 1],
+                mode="markers",
+                name=str(label),
+                legendgroup=str(label),
+                showlegend=column == 1,
+                marker=marker,
+                text=[texts[i] for i in own] if len(texts) else None,
+                hoverinfo="text+name" if len(texts) else "name",
+                row=1,
+                col=column,
+            )
+    figure.update_layout(
+        template=TEMPLATE,
+        height=460 if len(panels) == 1 else 400,
+        title=title,
+        legend={"itemsizing": "constant", "tracegroupgap": 0},
+        margin={"l": 10, "r": 10, "t": 64, "b": 10},
+    )
     figure.update_xaxes(visible=False)
     for column in range(1, len(panels) + 1):  # a unit is as long across as up, in each panel for itself
         figure.update_yaxes(visible=False, scaleanchor=f"x{column if column > 1 else ''}", row=1, col=column)
@@ -120,53 +157,108 @@ def bars(
     groups = estimates if nested else {"": estimates}
     figure = go.Figure()
     for number, (name, own) in enumerate(groups.items()):
-        figure.add_bar(x=list(own), y=[v.mean for v in own.values()], name=name, marker_color=PALETTE[number % len(PALETTE)],
-                       error_y=_errors(own.values()), hovertemplate="%{x}: %{y:.3f}<extra></extra>")  # fmt: skip
-    figure.update_layout(template=TEMPLATE, height=360, title=title, showlegend=nested, barmode="group",
-                         margin={"l": 50, "r": 10, "t": 50, "b": 40})  # fmt: skip
+        figure.add_bar(
+            x=list(own),
+            y=[v.mean for v in own.values()],
+            name=name,
+            marker_color=PALETTE[number % len(PALETTE)],
+            error_y=_errors(own.values()),
+            hovertemplate="%{x}: %{y:.3f}<extra></extra>",
+        )
+    figure.update_layout(
+        template=TEMPLATE,
+        height=360,
+        title=title,
+        showlegend=nested,
+        barmode="group",
+        margin={"l": 50, "r": 10, "t": 50, "b": 40},
+    )
     figure.update_xaxes(type="category", automargin=True)
     figure.update_yaxes(title=unit)
     return figure
 
 
 def differences(table: pd.DataFrame, title: str = "", unit: str = "difference") -> go.Figure:
-    """Differences with their intervals beside a line at 0: a row each of `compare`'s or any table with such columns.
+    """Differences with their intervals beside a line at 0: a row each of `compare`'s or any table with such
+    columns.
 
     The index names the rows; the columns are difference, low and high.
     """
     found = [Estimate(row.difference, row.low, row.high, 0) for row in table.itertuples()]
-    figure = go.Figure(go.Scatter(x=[v.mean for v in found], y=[str(name) for name in table.index], mode="markers",
-                                  marker={"color": PALETTE[0], "size": 9}, error_x=_errors(found), showlegend=False,
-                                  hovertemplate="%{y}: %{x:+.3f}<extra></extra>"))  # fmt: skip
-    figure.add_scatter(x=[0, 0], y=[str(table.index[0]), str(table.index[-1])], mode="lines", showlegend=False, hoverinfo="skip",
-                       line={"color": "#767676", "dash": "dot", "width": 1})  # fmt: skip
-    figure.update_layout(template=TEMPLATE, height=130 + 30 * len(table), title=title,
-                         margin={"l": 90, "r": 10, "t": 50, "b": 50})  # fmt: skip
+    figure = go.Figure(
+        go.Scatter(
+            x=[v.mean for v in found],
+            y=[str(name) for name in table.index],
+            mode="markers",
+            marker={"color": PALETTE[0], "size": 9},
+            error_x=_errors(found),
+            showlegend=False,
+            hovertemplate="%{y}: %{x:+.3f}<extra></extra>",
+        )
+    )
+    figure.add_scatter(
+        x=[0, 0],
+        y=[str(table.index[0]), str(table.index[-1])],
+        mode="lines",
+        showlegend=False,
+        hoverinfo="skip",
+        line={"color": "#767676", "dash": "dot", "width": 1},
+    )
+    figure.update_layout(
+        template=TEMPLATE,
+        height=130 + 30 * len(table),
+        title=title,
+        margin={"l": 90, "r": 10, "t": 50, "b": 50},
+    )
     figure.update_xaxes(title=unit)
     figure.update_yaxes(type="category", autorange="reversed", automargin=True)
     return figure
 
 
 def beside_published(table: pd.DataFrame, title: str = "") -> go.Figure:
-    """Ours with its interval, and the published figure where there is one: a row each of `findings`' table."""
+    """Ours with its interval, and the published figure where there is one: a row each of `findings`'
+    table.
+    """
     names = [f"{row.number} {row.finding}" for row in table.itertuples()]
     ours = [Estimate(row.ours, row.low, row.high, 0) for row in table.itertuples()]
     figure = go.Figure()
-    figure.add_scatter(x=[v.mean for v in ours], y=names, mode="markers", name="ours, 95% interval", error_x=_errors(ours),
-                       marker={"color": PALETTE[0], "size": 9}, hovertemplate="%{x:+.3f}")  # fmt: skip
-    figure.add_scatter(x=table["published"], y=names, mode="markers", name="published",
-                       marker={"color": PALETTE[1], "size": 10, "symbol": "diamond-open"}, hovertemplate="%{x:+.3f}")  # fmt: skip
+    figure.add_scatter(
+        x=[v.mean for v in ours],
+        y=names,
+        mode="markers",
+        name="ours, 95% interval",
+        error_x=_errors(ours),
+        marker={"color": PALETTE[0], "size": 9},
+        hovertemplate="%{x:+.3f}",
+    )
+    figure.add_scatter(
+        x=table["published"],
+        y=names,
+        mode="markers",
+        name="published",
+        marker={"color": PALETTE[1], "size": 10, "symbol": "diamond-open"},
+        hovertemplate="%{x:+.3f}",
+    )
     figure.add_vline(x=0, line={"color": "#767676", "dash": "dot", "width": 1})
-    figure.update_layout(template=TEMPLATE, height=150 + 32 * len(table), title=title, margin={"l": 90, "r": 10, "t": 50, "b": 90},
-                         legend={"orientation": "h", "y": -0.22, "yanchor": "top", "x": 0})  # fmt: skip
+    figure.update_layout(
+        template=TEMPLATE,
+        height=150 + 32 * len(table),
+        title=title,
+        margin={"l": 90, "r": 10, "t": 50, "b": 90},
+        legend={"orientation": "h", "y": -0.22, "yanchor": "top", "x": 0},
+    )
     figure.update_xaxes(title="relative change")
     figure.update_yaxes(type="category", autorange="reversed", automargin=True)
     return figure
 
 
 def _errors(estimates: Iterable[Estimate]) -> dict:
-    return {"type": "data", "symmetric": False, "array": [v.high - v.mean for v in estimates],
-            "arrayminus": [v.mean - v.low for v in estimates]}  # fmt: skip
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [v.high - v.mean for v in estimates],
+        "arrayminus": [v.mean - v.low for v in estimates],
+    }
 
 
 def estimates_by(table: pd.DataFrame, group: str, value: str) -> dict[str, Estimate]:
@@ -188,10 +280,23 @@ def matrix(frame: pd.DataFrame, title: str = "", unit: str = "", middle: float |
     spread = cells.max() - cells.min()
     decimals = 2 if not spread > 0 else min(4, max(2, 1 - math.floor(math.log10(spread))))
     scale = "Blues" if middle is None else [[0, PALETTE[0]], [0.5, "#ffffff"], [1, PALETTE[1]]]
-    figure = go.Figure(go.Heatmap(z=values, x=[str(c) for c in frame.columns], y=[str(i) for i in frame.index],
-                                  colorscale=scale, zmid=middle, texttemplate=f"%{{z:.{decimals}f}}", colorbar={"title": unit}))  # fmt: skip
-    figure.update_layout(template=TEMPLATE, height=140 + 36 * len(frame), title=title,
-                         margin={"l": 90, "r": 10, "t": 50, "b": 40})  # fmt: skip
+    figure = go.Figure(
+        go.Heatmap(
+            z=values,
+            x=[str(c) for c in frame.columns],
+            y=[str(i) for i in frame.index],
+            colorscale=scale,
+            zmid=middle,
+            texttemplate=f"%{{z:.{decimals}f}}",
+            colorbar={"title": unit},
+        )
+    )
+    figure.update_layout(
+        template=TEMPLATE,
+        height=140 + 36 * len(frame),
+        title=title,
+        margin={"l": 90, "r": 10, "t": 50, "b": 40},
+    )
     figure.update_xaxes(title=frame.columns.name, type="category", automargin=True)
     figure.update_yaxes(title=frame.index.name, type="category", autorange="reversed", automargin=True)
     return figure

@@ -1,13 +1,22 @@
 """Small changes to processed pictures while training, so that few pictures teach as many would."""
 
+from collections.abc import Hashable, Mapping, Sequence
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
+from coral_lab.models.inputs import Prompt
+from coral_lab.models.loading import Model
+from coral_lab.models.pixels import key
+from coral_lab.models.vision import Change
+
 CHANNELS = 3
 REACH, ZOOM, TURN = 5, 0.12, 10
-"""A picture is moved by so many pixels, enlarged by this share and turned by so many degrees at most, either way."""
+"""A picture is moved by so many pixels, enlarged by this share and turned by so many degrees at most, either
+way.
+"""
 
 
 STILL = (0.0, 0.0, 1.0, 0.0)
@@ -19,6 +28,29 @@ def draw_moves(count: int) -> Float[Tensor, "picture 4"]:
     return (2 * torch.rand(count, 4) - 1) * torch.tensor([REACH, REACH, ZOOM, TURN]) + torch.tensor(STILL)
 
 
+Moves = Mapping[Hashable, Float[Tensor, " 4"]]
+"""How each picture is moved, by `pixels.key`."""
+
+
+def moves_for(prompts: Sequence[Prompt]) -> Moves:
+    """A small random move for each distinct picture, by torch's own random numbers."""
+    keys = dict.fromkeys(key(picture) for prompt in prompts for picture in prompt.pictures)
+    return dict(zip(keys, draw_moves(len(keys)), strict=True))
+
+
+def moving(model: Model, moves: Moves | None) -> Change | None:
+    """What `vision_of` takes to move pictures so; None for none."""
+    if moves is None:
+        return None
+    processor = model.processor.image_processor
+
+    def change(keys, values, grids):
+        by = torch.stack([moves[k] for k in keys])
+        return move(values, grids, by, processor.merge_size, processor.patch_size)
+
+    return change
+
+
 def move(
     values: Float[Tensor, "patch 1176"],
     grids: Int[Tensor, "picture 3"],
@@ -28,9 +60,9 @@ def move(
 ) -> Float[Tensor, "patch 1176"]:
     """Each picture turned and enlarged about its middle, then moved; its edge is repeated.
 
-    `values` are as Qwen2-VL's image processor lays them out: (height, width) in blocks of `merge` x `merge` patches,
-    each patch (channel, time, y, x). A picture is every frame of its own patch: one is moved and repeated. Pictures
-    of several sizes in one batch are moved size by size.
+    `values` are as Qwen2-VL's image processor lays them out: (height, width) in blocks of `merge` x `merge`
+    patches, each patch (channel, time, y, x). A picture is every frame of its own patch: one is moved and
+    repeated. Pictures of several sizes in one batch are moved size by size.
     """
     moved = torch.empty_like(values)
     owner = torch.arange(len(grids)).repeat_interleave(grids.prod(-1))

@@ -1,7 +1,7 @@
 """Several processes, one batch: each embeds its share of the rows and adds its share of the gradients.
 
-Every process works out the loss of the whole batch and keeps the gradients of its own rows, so that the sum over
-processes is the gradient of one process with the whole batch; nothing is scaled. Started by `torchrun`.
+Every process works out the loss of the whole batch and keeps the gradients of its own rows, so that the sum
+over processes is the gradient of one process with the whole batch; nothing is scaled. Started by `torchrun`.
 """
 
 import os

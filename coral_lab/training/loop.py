@@ -1,8 +1,9 @@
 """The training loop: any objective, resumable to the bit, every loss term and evaluation in one CSV.
 
-Design: what happens at a step depends on the seed and the step's number alone, so that a killed run goes on from its
-last checkpoint as if nothing had happened. An objective computes the losses of one step, adds their gradients to the
-parameters, and says what they were. Only parameters that learn are kept in the state, so LoRA's is small.
+Design: what happens at a step depends on the seed and the step's number alone, so that a killed run goes on
+from its last checkpoint as if nothing had happened. An objective computes the losses of one step, adds their
+gradients to the parameters, and says what they were. Only parameters that learn are kept in the state, so
+LoRA's is small.
 """
 
 import csv
@@ -21,8 +22,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from coral_lab.models.loading import Model, save
-from coral_lab.training import distributed as parallel
+from coral_lab.models.loading import Model
+from coral_lab.models.saving import save
+from coral_lab.training import distributed
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,9 @@ class Step:
 
 
 Objective = Callable[[int], Step]
-"""Computes the losses of step number n, adds their gradients to the parameters, and returns the losses' values."""
+"""Computes the losses of step number n, adds their gradients to the parameters, and returns the losses'
+values.
+"""
 
 
 def backward(terms: Mapping[str, Tensor]) -> dict[str, float]:
@@ -45,10 +49,11 @@ def backward(terms: Mapping[str, Tensor]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How long and how fast to learn. AdamW, linear warm-up, cosine decay to a tenth, gradients clipped by norm.
+    """How long and how fast to learn. AdamW, linear warm-up, cosine decay to a tenth, gradients clipped by
+    norm.
 
-    `accumulate` steps of the objective make one step of the optimizer; `precision` "bfloat16" runs the network in
-    mixed precision, its parameters stay as they were loaded.
+    `accumulate` steps of the objective make one step of the optimizer; `precision` "bfloat16" runs the
+    network in mixed precision, its parameters stay as they were loaded.
     """
 
     steps: int
@@ -81,7 +86,7 @@ class TrainConfig:
         return partial(torch.autocast, device.type, torch.bfloat16)
 
 
-def train(
+def train_loop(
     model: Model,
     objective: Objective,
     config: TrainConfig,
@@ -93,17 +98,17 @@ def train(
 ) -> Model:
     """Train `model` in place and save it in folder `out`, with `log.csv` beside it.
 
-    `decoders` are trained along and saved as `decoders.safetensors`; inference does not need them. `on_step` gets
-    each row of the log, for a live plot. If `out` holds a checkpoint of the same config, goes on from there.
-    Raises ValueError for a checkpoint of another config; FloatingPointError when a loss or gradient is no number,
-    with what was in that batch in `out/failed-step.json`.
+    `decoders` are trained along and saved as `decoders.safetensors`; inference does not need them. `on_step`
+    gets each row of the log, for a live plot. If `out` holds a checkpoint of the same config, goes on from
+    there. Raises ValueError for a checkpoint of another config; FloatingPointError when a loss or gradient is
+    no number, with what was in that batch in `out/failed-step.json`.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     modules = {"network": model.network} | ({"decoders": decoders} if decoders is not None else {})
     optimizer = _optimizer(modules, config)
     state = _resume(out / "state.pt", modules, optimizer, config)
-    first = parallel.rank() == 0
+    first = distributed.rank() == 0
     log = Log(out / "log.csv", state["step"]) if first else None
     started = time.perf_counter() - state["seconds"]
     model.network.train()
@@ -123,14 +128,24 @@ def train(
                 on_step(row)
             if done % config.checkpoint_every == 0 or done == config.steps:
                 _save_state(out / "state.pt", modules, optimizer, config, done, seconds)
-        parallel.wait()
+        distributed.wait()
     model.network.eval()
     if first:
-        save(model, out)
+        save(model, out, _facts(config, log.rows))
         if decoders is not None:
             save_file(decoders.state_dict(), out / "decoders.safetensors")
-    parallel.wait()
+    distributed.wait()
     return model
+
+
+def _facts(config: TrainConfig, rows: Sequence[Mapping]) -> dict[str, object]:
+    """For the model card: the settings, and what the log ends with."""
+    settings = {name: value for name, value in asdict(config).items() if not name.endswith("_every")}
+    last = {name: value for name, value in (rows[-1] if rows else {}).items() if value != ""}
+    return {
+        "training": ", ".join(f"{name} {value}" for name, value in settings.items()),
+        "last step": ", ".join(f"{name} {value}" for name, value in last.items()),
+    }
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
@@ -157,7 +172,7 @@ def _step(
         torch.manual_seed(config.seed * 1_000_003 + number)
         done.append(objective(number))
     parameters = [parameter for _, parameter in _learning(modules)]
-    parallel.sum_gradients(parameters)
+    distributed.sum_gradients(parameters)
     for parameter in parameters:
         if parameter.grad is not None and config.accumulate > 1:
             parameter.grad /= config.accumulate
@@ -182,7 +197,8 @@ def _fail(done: Sequence[Step], terms: Mapping[str, float], norm: float, step: i
     file = out / "failed-step.json"
     file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     raise FloatingPointError(
-        f"loss at step {step} is {dict(terms)}, the gradient's norm {norm}; lower the learning rate, or look at the "
+        f"loss at step {step} is {dict(terms)}, the gradient's norm {norm}; lower the learning rate, or "
+        f"look at the "
         f"batch in {file}"
     )
 
@@ -204,8 +220,13 @@ def _optimizer(modules: Mapping[str, nn.Module], config: TrainConfig) -> torch.o
 
 
 def _save_state(file: Path, modules, optimizer, config: TrainConfig, step: int, seconds: float) -> None:
-    state = {"step": step, "seconds": seconds, "config": asdict(config), "optimizer": optimizer.state_dict(),
-             "parameters": dict(_learning(modules))}  # fmt: skip
+    state = {
+        "step": step,
+        "seconds": seconds,
+        "config": asdict(config),
+        "optimizer": optimizer.state_dict(),
+        "parameters": dict(_learning(modules)),
+    }
     torch.save(state, file.with_suffix(".tmp"))
     # A kill leaves the old state or the new one, never half of one.
     os.replace(file.with_suffix(".tmp"), file)

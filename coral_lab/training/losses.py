@@ -14,9 +14,9 @@ def info_nce(
 ) -> Float[Tensor, ""]:
     """InfoNCE over in-batch candidates (L_cl); candidate i answers query i.
 
-    Embeddings are L2-normalised; more candidates than queries are further negatives. `also_positive` marks other
-    right answers, which are left out of the sum: they are not negatives. Zero embeddings give log(candidates).
-    Raises ValueError if there are fewer candidates than queries.
+    Embeddings are L2-normalised; more candidates than queries are further negatives. `also_positive` marks
+    other right answers, which are left out of the sum: they are not negatives. Zero embeddings give
+    log(candidates). Raises ValueError if there are fewer candidates than queries.
     """
     if len(candidates) < len(queries):
         raise ValueError(
@@ -36,11 +36,12 @@ def vision_reconstruction(
     masked: Bool[Tensor, "*place"],
     count: float | int | None = None,
 ) -> Float[Tensor, ""]:
-    """Squared error of the `masked` places, mean over them and over dimensions (L_mse, without the printed minus).
+    """Squared error of the `masked` places, mean over them and over dimensions (L_mse, without the printed
+    minus).
 
-    The paper sums over dimensions; the mean differs by a constant factor, and makes weights comparable between
-    widths. `count` is the number of masked places of the whole batch if this is a part of it, so that the parts
-    add up. Nothing masked gives 0.
+    The paper sums over dimensions; the mean differs by a constant factor, and makes weights comparable
+    between widths. `count` is the number of masked places of the whole batch if this is a part of it, so that
+    the parts add up. Nothing masked gives 0.
     """
     errors = _precise(predicted[masked] - target[masked]).square().mean(-1)
     return errors.sum() / max(1, len(errors) if count is None else count)

@@ -1,7 +1,7 @@
 """Seeing what Coral's decoders rebuild: a product with a part hidden, and what they say was there.
 
-Decoders predict features, not pixels. To show a predicted feature, the piece of a gallery picture whose feature is
-nearest stands in for it.
+Decoders predict features, not pixels. To show a predicted feature, the piece of a gallery picture whose
+feature is nearest stands in for it.
 """
 
 from collections.abc import Sequence
@@ -13,13 +13,15 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import layer_norm, normalize
 
-from coral_lab import html
-from coral_lab.images import ItemError, open_image, thumbnail
-from coral_lab.interleaved import Product, Query, name_of
-from coral_lab.models.inputs import Vision, prompt, see
+from coral_lab.errors import ItemError
+from coral_lab.images import img, open_image, thumbnail
+from coral_lab.models.inputs import prompt
 from coral_lab.models.loading import Model
 from coral_lab.models.pixels import key
 from coral_lab.models.prefixes import last_states
+from coral_lab.models.vision import Vision, vision_of
+from coral_lab.query import Product, Query, name_of
+from coral_lab.results import flow, grey, paragraph, tile
 from coral_lab.training.reconstruction import Decoders, content, token_embeddings
 
 CELL = 48  # pixels of a token's piece of the picture
@@ -28,7 +30,8 @@ HIDDEN = (128, 128, 128)
 
 @dataclass(frozen=True)
 class Rebuilt:
-    """`shown` is the picture with hidden pieces grey, `rebuilt` the same with a gallery's pieces in their place.
+    """`shown` is the picture with hidden pieces grey, `rebuilt` the same with a gallery's pieces in their
+    place.
 
     `words` are the text's tokens: what stands there, whether it was hidden, and the decoder's guess.
     """
@@ -55,10 +58,14 @@ class Rebuilt:
         pictures = {"whole": self.product.thumbnail(), "half hidden": self.shown, "rebuilt": self.rebuilt}
         size = 3 * CELL
         cards = [
-            html.card(html.picture(address if isinstance(address, str) else thumbnail(address, name, size), size, name), [name], size + 16)
+            tile(
+                img(address if isinstance(address, str) else thumbnail(address, name, size), size, name),
+                [name],
+                size + 16,
+            )
             for name, address in pictures.items()
-        ]  # fmt: skip
-        return html.row(cards) + html.block(f"{html.grey(f'from {self.source}')}<br>{''.join(pieces)}")
+        ]
+        return flow(cards) + paragraph(f"{grey(f'from {self.source}')}<br>{''.join(pieces)}")
 
 
 @torch.inference_mode()
@@ -83,7 +90,7 @@ def rebuild(
         raise ValueError(f"decoders rebuild {sorted(decoders.by_kind)}; both vision and language are needed")
     target = [prompt(model, product)]
     source = target if query is None else [prompt(model, query)]
-    vision = see(model, target + source)
+    vision = vision_of(model, target + source)
     found = content(model, target, vision, decoders.longest)
     draws = torch.rand(1, decoders.longest, generator=torch.Generator().manual_seed(seed))
     masks = found.masks(draws, rate)
@@ -94,10 +101,14 @@ def rebuild(
     words = tuple(
         (token([id]), hidden, token([guess]))
         for id, hidden, guess, word in zip(
-            found.ids[0].tolist(), masks["language"][0].tolist(), guesses.tolist(), found.words[0].tolist(), strict=True
+            found.ids[0].tolist(),
+            masks["language"][0].tolist(),
+            guesses.tolist(),
+            found.words[0].tolist(),
+            strict=True,
         )
         if word
-    )  # fmt: skip
+    )
     hidden = masks["vision"][0][found.pictures[0]]
     cells = _cells(model, product, vision)
     shown = [Image.new("RGB", (CELL, CELL), HIDDEN) if h else c for h, c in zip(hidden, cells, strict=True)]
@@ -128,7 +139,7 @@ def _cells(model: Model, product: Product, vision: Vision) -> list[Image.Image]:
 
 def _nearest(model: Model, predicted: Tensor, gallery: Sequence[Product]) -> list[Image.Image]:
     """For each predicted feature [token, dim] the gallery's piece with the nearest feature (cosine)."""
-    vision = see(model, [prompt(model, product) for product in gallery])
+    vision = vision_of(model, [prompt(model, product) for product in gallery])
     owners = [(product, i) for product in gallery for i in range(len(vision.features[key(product.image)]))]
     features = torch.cat([vision.features[key(product.image)] for product in gallery]).float()
     features = normalize(layer_norm(features, features.shape[-1:]), dim=-1)

@@ -1,8 +1,8 @@
 """Coral's reconstruction (arXiv 2506.03144): can the retrieval target be rebuilt from one vector?
 
-E is the target's own tokens as they enter the text model: its picture's features and its words' embeddings, without
-the chat template, whose constant words need no rebuilding. Half of its picture, or of its words, is hidden; a
-one-layer decoder reads what is left and h_eos, and says what was hidden:
+E is the target's own tokens as they enter the text model: its picture's features and its words' embeddings,
+without the chat template, whose constant words need no rebuilding. Half of its picture, or of its words, is
+hidden; a one-layer decoder reads what is left and h_eos, and says what was hidden:
 
     L_reg   from the query's h_eos: the query must tell what it is looking for
     L_rec   from the target's own h_eos: the embedding must keep what it stands for
@@ -14,7 +14,6 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -22,11 +21,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
-from coral_lab.images import ItemError
+from coral_lab.errors import CheckpointError, ItemError
 from coral_lab.models import cpu_linear
-from coral_lab.models.inputs import Prompt, Vision, tokenize
-from coral_lab.models.loading import CheckpointError, Model
+from coral_lab.models.forward import tokenize
+from coral_lab.models.inputs import Prompt
+from coral_lab.models.loading import Model, checkpoint_folder
 from coral_lab.models.pixels import key
+from coral_lab.models.vision import Vision
 from coral_lab.training.losses import masked_language_modelling, vision_reconstruction
 
 
@@ -34,8 +35,9 @@ from coral_lab.training.losses import masked_language_modelling, vision_reconstr
 class Coral:
     """Weights of the objective; a term whose weight is 0 is not computed.
 
-    `lambda1` and `lambda2` weigh L_reg and L_rec, `vision` and `language` the two kinds within each; `mask_rate` is
-    δ, the share of tokens that is hidden; `temperature` is τ, where it starts if it is learned.
+    `lambda1` and `lambda2` weigh L_reg and L_rec, `vision` and `language` the two kinds within each;
+    `mask_rate` is δ, the share of tokens that is hidden; `temperature` is τ, where it starts if it is
+    learned.
     """
 
     lambda1: float | int = 0.2
@@ -54,12 +56,17 @@ class Coral:
 
     @property
     def weights(self) -> dict[str, float]:
-        """Weight of each reconstruction that is on: "reg vision", "reg language", "rec vision", "rec language"."""
+        """Weight of each reconstruction that is on: "reg vision", "reg language", "rec vision", "rec
+        language".
+        """
         sources = {"reg": self.lambda1, "rec": self.lambda2}
         kinds = {"vision": self.vision, "language": self.language}
         products = {f"{source} {kind}": a * b for source, a in sources.items() for kind, b in kinds.items()}
         return {name: weight for name, weight in products.items() if weight}
 
+
+CORAL = Coral()
+"""As shipped: what the paper calls Coral, weighed for coral-mini."""
 
 CONTRASTIVE = Coral(lambda1=0.0, lambda2=0.0)
 """L_cl alone."""
@@ -68,8 +75,8 @@ CONTRASTIVE = Coral(lambda1=0.0, lambda2=0.0)
 class Decoder(nn.Module):
     """One BERT-style layer: reads [MASK(E) ; h_eos] and gives a vector for each place of E.
 
-    As in BERT, what is read is normalised first. Here it is no detail: picture features are 40 times as long as word
-    embeddings, and without it coral-mini's decoders had not found h_eos after 1,000 steps.
+    As in BERT, what is read is normalised first. Here it is no detail: picture features are 40 times as long
+    as word embeddings, and without it coral-mini's decoders had not found h_eos after 1,000 steps.
     """
 
     def __init__(self, dim: int, longest: int):
@@ -92,7 +99,9 @@ class Decoder(nn.Module):
         padding: Bool[Tensor, "row place"],
         eos: Float[Tensor, "row dim"],
     ) -> Float[Tensor, "row place dim"]:
-        """h_eos comes first, so that its position is the same for every length; attention knows no order else."""
+        """h_eos comes first, so that its position is the same for every length; attention knows no order
+        else.
+        """
         embeddings, eos = (layer_norm(x, x.shape[-1:]) for x in (embeddings, eos))
         tokens = torch.where(masked[..., None], self.mask.to(embeddings.dtype), embeddings)
         tokens = torch.cat([eos[:, None].to(tokens.dtype), tokens], dim=1)
@@ -119,18 +128,21 @@ class Decoders(nn.Module):
 
 
 def decoders(model: Model, coral: Coral, seed: int = 0, longest: int = 1024) -> Decoders:
-    """Randomly initialised decoders that fit `model`, on its device, for targets of up to `longest` tokens."""
+    """Randomly initialised decoders that fit `model`, on its device, for targets of up to `longest`
+    tokens.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return Decoders(model.dim, coral, longest).to(model.device)
 
 
-def load_decoders(model: Model, folder: str | os.PathLike) -> Decoders:
+def load_decoders(model: Model, name: str | os.PathLike) -> Decoders:
     """The decoders that were trained with a checkpoint, from `decoders.safetensors` in its folder.
 
-    Raises CheckpointError if there are none, or they are of another width.
+    `name` is a shipped name, a folder or a hub id, as for `load`. Raises CheckpointError if there are none,
+    or they are of another width.
     """
-    file = Path(folder) / "decoders.safetensors"
+    file = checkpoint_folder(str(name)) / "decoders.safetensors"
     if not file.is_file():
         raise CheckpointError(f"{file} is missing; train the checkpoint with stage coral to get decoders")
     state = load_file(file)
@@ -161,7 +173,9 @@ class Content:
 
 
 def content(model: Model, prompts: Sequence[Prompt], vision: Vision, longest: int) -> Content:
-    """The tokens between the last user turn's header and its end. Raises ItemError for more than `longest`."""
+    """The tokens between the last user turn's header and its end. Raises ItemError for more than
+    `longest`.
+    """
     tokenizer = model.processor.tokenizer
     start, end = tokenizer.convert_tokens_to_ids(["<|im_start|>", "<|im_end|>"])
     header = len(tokenizer("user\n")["input_ids"])
@@ -206,7 +220,8 @@ def reconstructions(
     eos: Mapping[str, Float[Tensor, "row dim"]],
     counts: Mapping[str, float | int] | None = None,
 ) -> dict[str, Float[Tensor, ""]]:
-    """The losses named in `weights`, unweighted. `eos` has the h_eos of the query ("reg") and the target ("rec").
+    """The losses named in `weights`, unweighted. `eos` has the h_eos of the query ("reg") and the target
+    ("rec").
 
     `counts` are the numbers of masked places of the whole batch if this is a part of it.
     """
@@ -214,8 +229,12 @@ def reconstructions(
     for kind, decoder in decoders.by_kind.items():
         sources = [source for source in eos if f"{source} {kind}" in weights]
         rows = len(sources)  # one call for both: the same hidden places, another h_eos
-        hidden = decoder(embeddings.repeat(rows, 1, 1), masks[kind].repeat(rows, 1),
-                         content.padding.repeat(rows, 1), torch.cat([eos[source] for source in sources]))  # fmt: skip
+        hidden = decoder(
+            embeddings.repeat(rows, 1, 1),
+            masks[kind].repeat(rows, 1),
+            content.padding.repeat(rows, 1),
+            torch.cat([eos[source] for source in sources]),
+        )
         for source, part in zip(sources, hidden.chunk(rows), strict=True):
             if kind == "vision":
                 # Detached and normalised: rebuilding must not make the pictures' features dull.

@@ -1,4 +1,6 @@
-"""The attribution view: what each condition of a query adds to the score of each hit, beside the hits' pictures."""
+"""The attribution view: what each condition of a query adds to the score of each hit, beside the hits'
+pictures.
+"""
 
 from collections.abc import Mapping
 from html import escape
@@ -7,16 +9,17 @@ from types import MappingProxyType
 import ipywidgets as widgets
 import pandas as pd
 
-from coral_lab import html
-from coral_lab.evaluation import Index
-from coral_lab.interleaved import Format, Query
+from coral_lab.images import img
+from coral_lab.prompts import Format
+from coral_lab.query import Query
+from coral_lab.results import FRAME, grey
+from coral_lab.retrieval import Index
+from coral_lab.study.edits import Edit, dropped, neutralised
 from coral_lab.study.plots import matrix
-from coral_lab.study.sweeps import Intervention, attribution, dropped, neutralised
+from coral_lab.study.sweeps import attribution
 from coral_lab.widgets.parts import LABELLED, Frozen, Message
 
-HOW: Mapping[str, Intervention] = MappingProxyType(
-    {"leaving it out": dropped, "emptying its reference": neutralised}
-)
+HOW: Mapping[str, Edit] = MappingProxyType({"leaving it out": dropped, "emptying its reference": neutralised})
 """Ways to take a condition away, by name; a function of one's own goes in beside them."""
 
 BLUE, ORANGE = "0,114,178", "213,94,0"  # the first two of plots.PALETTE, to be made transparent
@@ -25,9 +28,9 @@ BLUE, ORANGE = "0,114,178", "213,94,0"  # the first two of plots.PALETTE, to be 
 class AttributionView(widgets.VBox):
     """The `k` first hits of a query, and per condition a heat map of what it adds: a table with pictures.
 
-    A cell holds the score as asked less the score without that condition, whether the hit meets it, and the rank that
-    it would have without. `table` is `ablations.attribution`'s; `static()` the same as a figure and HTML. Errors are
-    those of `attribution`.
+    A cell holds the score as asked less the score without that condition, whether the hit meets it, and the
+    rank that it would have without. `table` is `sweeps.attribution`'s; `static()` the same as a figure and
+    HTML. Errors are those of `attribution`.
     """
 
     def __init__(
@@ -36,11 +39,16 @@ class AttributionView(widgets.VBox):
         query: Query,
         k: int = 8,
         *,
-        how: Mapping[str, Intervention] = HOW,
-        format: str | Format = "seq",
+        how: Mapping[str, Edit] = HOW,
+        format: str | Format | None = None,
     ):
         self.index, self.query, self.k, self.how, self.format = index, query, k, dict(how), format
-        self.way = widgets.Dropdown(options=list(self.how), description="Take a condition away by", style=LABELLED, layout={"width": "360px"})  # fmt: skip
+        self.way = widgets.Dropdown(
+            options=list(self.how),
+            description="Take a condition away by",
+            style=LABELLED,
+            layout={"width": "360px"},
+        )
         self.message, self.cells = Message(), widgets.HTML()
         self.way.observe(lambda _: self.message.attempt(self.show), "value")
         self.show()
@@ -51,7 +59,9 @@ class AttributionView(widgets.VBox):
 
     def show(self) -> None:
         """Measure again, in the chosen way."""
-        self.table = attribution(self.index, self.query, self.k, how=self.how[self.way.value], format=self.format)  # fmt: skip
+        self.table = attribution(
+            self.index, self.query, self.k, how=self.how[self.way.value], format=self.format
+        )
         self.cells.value = heat_table(self.index, self.query, self.table)
         means = self.table.groupby("condition")["score_drop"].mean()
         said = (f"{c.attribute} {means[i]:+.3f}" for i, c in enumerate(self.query.conditions))
@@ -60,29 +70,34 @@ class AttributionView(widgets.VBox):
     def static(self) -> Frozen:
         """The heat map as a plotly figure, and the table with the pictures."""
         names = [f"{i + 1}. {c.attribute}" for i, c in enumerate(self.query.conditions)]
-        grid = self.table.pivot(index="rank", columns="condition", values="score_drop").set_axis(names, axis=1)  # fmt: skip
+        grid = self.table.pivot(index="rank", columns="condition", values="score_drop").set_axis(
+            names, axis=1
+        )
         title = f"what each condition adds, measured by {self.way.value}"
         return Frozen(matrix(grid.rename_axis(index="hit"), title, "cosine", middle=0.0), self.cells.value)
 
 
 def heat_table(index: Index, query: Query, table: pd.DataFrame) -> str:
-    """An HTML table: a row a hit with its picture, a column a condition with its reference; orange adds, blue takes."""
+    """An HTML table: a row a hit with its picture, a column a condition with its reference; orange adds, blue
+    takes.
+    """
     reach = max(table["score_drop"].abs().max(), 1e-6)
     heads = "".join(
         f'<th scope="col" style="padding:4px 8px;font-weight:normal;max-width:150px">'
-        f"{html.picture(c.product.thumbnail(112), 56, c.product.title)}<b>{i}. {escape(c.attribute)}</b>"
-        f"<br>{html.grey(c.value)}</th>"
+        f"{img(c.product.thumbnail(112), 56, c.product.title)}<b>{i}. {escape(c.attribute)}</b>"
+        f"<br>{grey(c.value)}</th>"
         for i, c in enumerate(query.conditions, 1)
     )
     lines = "".join(_line(index, own, reach) for _, own in table.groupby("rank"))
     head = f'<tr><th scope="col" style="text-align:left">hit</th>{heads}</tr>'
-    return f'<table style="{html.FRAME};border-collapse:separate;border-spacing:3px">{head}{lines}</table>'
+    return f'<table style="{FRAME};border-collapse:separate;border-spacing:3px">{head}{lines}</table>'
 
 
 def _line(index: Index, own: pd.DataFrame, reach: float) -> str:
-    product, rank = index.products[index.rows[own["id"].iloc[0]]], own["rank"].iloc[0]
-    picture = html.picture(product.thumbnail(112), 56, product.title, inline=True)
-    title = f'<th scope="row" style="text-align:left;font-weight:normal;max-width:340px"><b>{rank}</b> {picture} {escape(product.title)}</th>'
+    product, rank = index.products[index.row_of[own["id"].iloc[0]]], own["rank"].iloc[0]
+    picture = img(product.thumbnail(112), 56, product.title, inline=True)
+    style = "text-align:left;font-weight:normal;max-width:340px"
+    title = f'<th scope="row" style="{style}"><b>{rank}</b> {picture} {escape(product.title)}</th>'
     return f"<tr>{title}{''.join(_cell(row, reach) for row in own.itertuples())}</tr>"
 
 
@@ -91,5 +106,6 @@ def _cell(row, reach: float) -> str:
     strength = 0.6 * abs(row.score_drop) / reach  # pale enough for dark text
     sign = {True: "✓", False: "✗"}.get(row.met, "?")
     moved = "stays" if row.rank_without == row.rank else f"rank {row.rank_without:,} without"
-    style = f"background:rgba({colour},{strength:.2f});color:#1a1a1a;text-align:center;padding:4px 10px;border-radius:4px;min-width:96px"
+    style = f"background:rgba({colour},{strength:.2f});color:#1a1a1a;text-align:center;"
+    style += "padding:4px 10px;border-radius:4px;min-width:96px"
     return f'<td style="{style}"><b>{row.score_drop:+.3f}</b> {sign}<br><small>{moved}</small></td>'

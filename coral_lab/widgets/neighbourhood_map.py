@@ -1,82 +1,93 @@
 """The neighbourhood map: a catalogue in two dimensions that tells what two dimensions hide.
 
-Hover shows a product, a click its nearest neighbours in the *original* space (those that the map tore away are
-dashed), a lasso fills the gallery and `selection`. One trace holds all points, so that 50,000 stay smooth.
+Hover shows a product, a click its nearest neighbours in the *original* space (those that the map tore away
+are dashed), a lasso fills the gallery and `selection`. One trace holds all points, so that 50,000 stay
+smooth.
 """
 
-from base64 import b64encode
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
 from html import escape
 
 import ipywidgets as widgets
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from jaxtyping import Bool, Float, Float32, UInt8
-from plotly.colors import sample_colorscale
+from jaxtyping import Bool, Float, Float32
 
-from coral_lab import html
-from coral_lab.hits import Gallery
-from coral_lab.interleaved import Product, Query
+from coral_lab.images import img
+from coral_lab.query import Product, Query
+from coral_lab.results import GREY, Gallery, flow, grey, paragraph, tile
 from coral_lab.store.topk import top_k
-from coral_lab.study import geometry
 from coral_lab.study.plots import PALETTE, SYMBOLS
+from coral_lab.widgets import map_drawing
 from coral_lab.widgets.parts import LABELLED, Frozen, Message, button, live_figure, wrapped
 
 SHOWN = 24  # products in the gallery
-LOOKS = len(PALETTE) * len(SYMBOLS)  # labels that can be told apart
-OTHER = "#b3b3b3"
 NEAR, TORN, RIGHT, STARS = 1, 2, 3, 4  # places among the figure's traces; legend entries follow
-HINT = ("Hover over a point to see it, click for its neighbours, draw around some to list them. By keyboard: write an id "
-        "or words into <i>Find</i>. If the map stays empty, the browser has no WebGL: make it with webgl=False.")  # fmt: skip
-
-Labels = Sequence[str] | pd.Categorical | Callable[[], Sequence[str] | pd.Categorical]
-"""A label for each product; of an ordered Categorical the order shows in the colours. A function is called when needed."""
+HINT = (
+    "Hover over a point to see it, click for its neighbours, draw around some to list them. By keyboard: "
+    "write an id or words into <i>Find</i>. If the map stays empty, the browser has no WebGL: make it with "
+    "webgl=False."
+)
 
 
 class NeighbourhoodMap(widgets.VBox):
-    """A map of `products`, whose embeddings are `rows` and places `places`, in the same order.
+    """A map of `products` with their `embeddings` and `places`, in the same order.
 
-    `extra` are more things to colour by: a label for each product, by name. `k` is how many neighbours a click shows.
-    `queries` with their embeddings `query_rows` are drawn as stars, joined to their positives. A map has no place for
-    a query: its star stands at the median place of its `k` nearest products, so only what it is joined to has meaning.
-    `webgl=False` draws SVG, for browsers without WebGL and a few thousand points. `selection` is what was clicked or
-    lassoed, as a table; `static()` the same without widgets. Raises ValueError if lengths differ.
+    `extra` are more things to colour by: a label for each product, by name. `k` is how many neighbours a
+    click shows. `queries` with their `query_embeddings` are drawn as stars, joined to their positives. A map
+    has no place for a query: its star stands at the median place of its `k` nearest products, so only what it
+    is joined to has meaning. `webgl=False` draws SVG, for browsers without WebGL and a few thousand points.
+    `selection` is what was clicked or lassoed, as a table; `static()` the same without widgets. Raises
+    ValueError if lengths differ.
     """
 
     def __init__(
         self,
         products: Sequence[Product],
-        rows: Float32[np.ndarray, "row dim"],
+        embeddings: Float32[np.ndarray, "row dim"],
         places: Float[np.ndarray, "place 2"],
         *,
         k: int = 10,
-        extra: Mapping[str, Labels] | None = None,
+        extra: Mapping[str, map_drawing.Labels] | None = None,
         queries: Sequence[Query] = (),
-        query_rows: Float32[np.ndarray, "query dim"] | None = None,
+        query_embeddings: Float32[np.ndarray, "query dim"] | None = None,
         title: str = "",
         webgl: bool = True,
     ):
-        if not len(products) == len(rows) == len(places):
+        if not len(products) == len(embeddings) == len(places):
             raise ValueError(
-                f"{len(products)} products, {len(rows)} rows and {len(places)} places; give one each"
+                f"{len(products)} products, {len(embeddings)} embeddings and {len(places)} places; give one "
+                f"each"
             )
-        if len(queries) != (0 if query_rows is None else len(query_rows)):
-            raise ValueError(f"{len(queries)} queries and {0 if query_rows is None else len(query_rows)} "
-                             "query_rows; give each its embedding")  # fmt: skip
-        self.products, self.rows, self.places, self.title = list(products), rows, np.asarray(places), title
+        if len(queries) != (0 if query_embeddings is None else len(query_embeddings)):
+            raise ValueError(
+                f"{len(queries)} queries and {0 if query_embeddings is None else len(query_embeddings)} "
+                "query_embeddings; give each its embedding"
+            )
+        self.products, self.embeddings, self.places, self.title = (
+            list(products),
+            embeddings,
+            np.asarray(places),
+            title,
+        )
         self.k = min(k, len(self.products) - 1)
         self.row_of = {product.id: row for row, product in enumerate(self.products)}
-        self.labels: dict[str, Labels] = {**_labels(self.products), **(extra or {})}
-        self.queries, self.query_rows = list(queries), query_rows
-        self.stars = np.array([np.median(self.places[self._near(row)], 0) for row in query_rows]) if queries else np.empty((0, 2))  # fmt: skip
+        self.labels: dict[str, map_drawing.Labels] = {**map_drawing.labels(self.products), **(extra or {})}
+        self.queries, self.query_embeddings = list(queries), query_embeddings
+        self.stars = (
+            np.array([np.median(self.places[self._near(own)], 0) for own in query_embeddings])
+            if queries
+            else np.empty((0, 2))
+        )
         self.chosen: list[int] = []
         self.together: list[NeighbourhoodMap] = [self]
         self._build(webgl)
         self._paint()
-        aside = widgets.VBox([self.colour, self.find, *([self.ask] if queries else []), self.clear, self.detail],
-                             layout={"width": "250px", "overflow": "visible"})  # fmt: skip
+        aside = widgets.VBox(
+            [self.colour, self.find, *([self.ask] if queries else []), self.clear, self.detail],
+            layout={"width": "250px", "overflow": "visible"},
+        )
         super().__init__([wrapped(self.figure, aside, gap=16), self.message, self.gallery])
 
     def __repr__(self) -> str:
@@ -84,12 +95,21 @@ class NeighbourhoodMap(widgets.VBox):
 
     @property
     def selection(self) -> pd.DataFrame:
-        """The chosen products: id, title, class, language, one column an attribute, and their place on the map."""
+        """The chosen products: id, title, class, language, one column an attribute, and their place on the
+        map.
+        """
         rows = [
-            {"id": p.id, "title": p.title, "class": p.class_name, "language": p.language, "x": float(self.places[i, 0]),
-             "y": float(self.places[i, 1]), **{key: ", ".join(values) for key, values in p.attributes.items()}}
+            {
+                "id": p.id,
+                "title": p.title,
+                "class": p.class_name,
+                "language": p.language,
+                "x": float(self.places[i, 0]),
+                "y": float(self.places[i, 1]),
+                **{key: ", ".join(values) for key, values in p.attributes.items()},
+            }
             for i, p in ((i, self.products[i]) for i in self.chosen)
-        ]  # fmt: skip
+        ]
         return pd.DataFrame(rows)
 
     # What a click does
@@ -101,7 +121,8 @@ class NeighbourhoodMap(widgets.VBox):
             chart._draw()
 
     def look_at(self, product: int | str) -> None:
-        """Show the neighbours of a product, by place in the list or id, in the original space; in linked maps too.
+        """Show the neighbours of a product, by place in the list or id, in the original space; in linked maps
+        too.
 
         Raises KeyError for an id that is not on the map.
         """
@@ -118,17 +139,23 @@ class NeighbourhoodMap(widgets.VBox):
 
         Those that are not the nearest to its star on the map are torn away.
         """
-        near = self._near(self.query_rows[query])
+        near = self._near(self.query_embeddings[query])
         torn = ~np.isin(near, _nearest_on_map(self.places, self.stars[query], self.k))
         right = [self.products[i].id in self.queries[query].positives for i in near]
         captions = [
             caption + " ✓ positive" * yes for caption, yes in zip(_captions(torn), right, strict=True)
         ]
-        self._choose(near, captions, f"{sum(right)} of the {len(near)} nearest are right answers, {torn.sum()} torn away")  # fmt: skip
+        self._choose(
+            near,
+            captions,
+            f"{sum(right)} of the {len(near)} nearest are right answers, {torn.sum()} torn away",
+        )
         self._draw(self.stars[query], near, torn)
 
     def search(self, words: str) -> None:
-        """What the Find box does: the neighbours of the product with this id, or else all with these words in the title."""
+        """What the Find box does: the neighbours of the product with this id, or else all with these words in
+        the title.
+        """
         if words.strip() in self.row_of:
             return self.look_at(words.strip())
         wanted = words.lower().split()
@@ -141,7 +168,7 @@ class NeighbourhoodMap(widgets.VBox):
 
     def neighbours(self, i: int) -> list[int]:
         """Places in the list of the `k` nearest other products in the original space."""
-        return self._near(self.rows[i], but=i)
+        return self._near(self.embeddings[i], but=i)
 
     def static(self, limit: int = 2000) -> Frozen:
         """The map as a plain figure, coloured as it is now, with lines as they are drawn, and the gallery.
@@ -151,14 +178,22 @@ class NeighbourhoodMap(widgets.VBox):
         drawn = np.arange(len(self.products))
         if len(drawn) > limit:
             drawn = np.union1d(drawn[:: -(-len(drawn) // limit)], np.array(self.chosen[:limit], int))
-        title = self.title + f" ({len(drawn):,} of {len(self.products):,} drawn)" * (len(drawn) < len(self.products))  # fmt: skip
+        title = self.title + f" ({len(drawn):,} of {len(self.products):,} drawn)" * (
+            len(drawn) < len(self.products)
+        )
         names, codes = self._coded()
-        figure = go.Figure(layout=_layout(title))
-        for code, (name, colour, symbol) in enumerate(_looks(names, self._ordered())):
+        figure = go.Figure(layout=map_drawing.layout(title))
+        for code, (name, colour, symbol) in enumerate(map_drawing.looks(names, self._ordered())):
             own = drawn[codes[drawn] == code]
-            figure.add_scattergl(x=self.places[own, 0].astype(np.float32), y=self.places[own, 1].astype(np.float32),
-                                 mode="markers", name=name, text=[self.products[i].title for i in own], hoverinfo="text+name",
-                                 marker={"size": 6, "opacity": 0.75, "color": colour, "symbol": symbol})  # fmt: skip
+            figure.add_scattergl(
+                x=self.places[own, 0].astype(np.float32),
+                y=self.places[own, 1].astype(np.float32),
+                mode="markers",
+                name=name,
+                text=[self.products[i].title for i in own],
+                hoverinfo="text+name",
+                marker={"size": 6, "opacity": 0.75, "color": colour, "symbol": symbol},
+            )
         for trace in self.figure.data[NEAR : STARS + 1]:
             if len(trace.x):
                 figure.add_trace(go.Scatter(trace.to_plotly_json()))
@@ -168,25 +203,58 @@ class NeighbourhoodMap(widgets.VBox):
 
     def _build(self, webgl: bool) -> None:
         kind = go.Scattergl if webgl else go.Scatter
-        points = kind(x=self.places[:, 0].astype(np.float32), y=self.places[:, 1].astype(np.float32), mode="markers",
-                      showlegend=False, hoverinfo="none", marker={"size": 7, "opacity": 0.8, "line": {"width": 0}},
-                      unselected={"marker": {"opacity": 0.12}})  # fmt: skip
-        stars = go.Scatter(x=self.stars[:, 0], y=self.stars[:, 1], mode="markers", name="queries", hoverinfo="text", text=[q.id for q in self.queries],
-                           marker={"symbol": "star", "size": 15, "color": "#000000", "line": {"color": "#ffffff", "width": 1}},
-                           showlegend=bool(self.queries))  # fmt: skip
-        right = [(self.stars[n], self.places[self.row_of[id]]) for n, query in enumerate(self.queries)
-                 for id in query.positives if id in self.row_of]  # fmt: skip
-        self.figure = live_figure(points, _lines("near in the space", "#000000"), _lines("torn away by the map", PALETTE[1], "dash"),
-                                  _lines("query to its positives", PALETTE[2], "dot", right), stars, **_layout(self.title))  # fmt: skip
+        points = kind(
+            x=self.places[:, 0].astype(np.float32),
+            y=self.places[:, 1].astype(np.float32),
+            mode="markers",
+            showlegend=False,
+            hoverinfo="none",
+            marker={"size": 7, "opacity": 0.8, "line": {"width": 0}},
+            unselected={"marker": {"opacity": 0.12}},
+        )
+        stars = go.Scatter(
+            x=self.stars[:, 0],
+            y=self.stars[:, 1],
+            mode="markers",
+            name="queries",
+            hoverinfo="text",
+            text=[q.id for q in self.queries],
+            marker={
+                "symbol": "star",
+                "size": 15,
+                "color": "#000000",
+                "line": {"color": "#ffffff", "width": 1},
+            },
+            showlegend=bool(self.queries),
+        )
+        right = [
+            (self.stars[n], self.places[self.row_of[id]])
+            for n, query in enumerate(self.queries)
+            for id in query.positives
+            if id in self.row_of
+        ]
+        self.figure = live_figure(
+            points,
+            map_drawing.lines("near in the space", "#000000"),
+            map_drawing.lines("torn away by the map", PALETTE[1], "dash"),
+            map_drawing.lines("query to its positives", PALETTE[2], "dot", right),
+            stars,
+            **map_drawing.layout(self.title),
+        )
         self.points = self.figure.data[0]
         self.message, self.gallery = Message(), widgets.HTML()
-        self.detail = widgets.HTML(html.block(f'<span style="{html.GREY}">{HINT}</span>'))
+        self.detail = widgets.HTML(paragraph(f'<span style="{GREY}">{HINT}</span>'))
         wide = {"width": "240px"}
         self.colour = widgets.Dropdown(
             options=list(self.labels), description="Colour by", style=LABELLED, layout=wide
         )
-        self.find = widgets.Text(description="Find", placeholder="id, or words of a title", continuous_update=False,
-                                 style=LABELLED, layout=wide)  # fmt: skip
+        self.find = widgets.Text(
+            description="Find",
+            placeholder="id, or words of a title",
+            continuous_update=False,
+            style=LABELLED,
+            layout=wide,
+        )
         names = [("", None), *((f"{n + 1}. {query.id}", n) for n, query in enumerate(self.queries))]
         self.ask = widgets.Dropdown(options=names, description="Query", style=LABELLED, layout=wide)
         self.clear = button("Clear", "Choose nothing", lambda: self._attempt(lambda: self.select([])), "72px")
@@ -213,11 +281,14 @@ class NeighbourhoodMap(widgets.VBox):
 
     def _place(self, product: int | str) -> int:
         if isinstance(product, str) and product not in self.row_of:
-            raise KeyError(f"product {product!r} is not among the {len(self.products):,} on the map; use an id such as {self.products[0].id!r}")  # fmt: skip
+            raise KeyError(
+                f"product {product!r} is not among the {len(self.products):,} on the map; use an id such as "
+                f"{self.products[0].id!r}"
+            )
         return self.row_of[product] if isinstance(product, str) else range(len(self.products))[product]
 
-    def _near(self, row: Float32[np.ndarray, " dim"], but: int | None = None) -> list[int]:
-        _, found = top_k(row[None], self.rows, self.k + 1)
+    def _near(self, embedding: Float32[np.ndarray, " dim"], but: int | None = None) -> list[int]:
+        _, found = top_k(embedding[None], self.embeddings, self.k + 1)
         return [int(j) for j in found[0] if j != but][: self.k]
 
     def _choose(self, chosen: Sequence[int], captions: Sequence[str] = (), said: str = "") -> None:
@@ -237,7 +308,7 @@ class NeighbourhoodMap(widgets.VBox):
         """Lines from a place to its neighbours; none without a place."""
         for number, gone in ((NEAR, False), (TORN, True)):
             ends = [self.places[j] for j, lost in zip(near, torn, strict=True) if lost == gone]
-            x, y = _path([(start, end) for end in ends])
+            x, y = map_drawing.path([(start, end) for end in ends])
             self.figure.data[number].update(x=x, y=y)
 
     def _values(self) -> Sequence[str] | pd.Categorical:
@@ -249,91 +320,60 @@ class NeighbourhoodMap(widgets.VBox):
         return isinstance(values, pd.Categorical) and bool(values.ordered)
 
     def _coded(self) -> tuple[list[str], np.ndarray]:
-        """Names of what can be told apart, commonest first or in their order, and the number of each product's.
+        """Names of what can be told apart, commonest first or in their order, and the number of each
+        product's.
 
-        More than LOOKS labels share one last name, "other".
+        More than map_drawing.LOOKS labels share one last name, "other".
         """
         values = self._values()
         if not isinstance(values, pd.Categorical):
             values = pd.Categorical([str(value) for value in values])
             values = values.reorder_categories(pd.Series(values).value_counts().index)
         names, codes = [str(name) for name in values.categories], np.asarray(values.codes, np.int64)
-        if len(names) <= LOOKS:
+        if len(names) <= map_drawing.LOOKS:
             return names, codes
-        others = f"other ({len(names) - LOOKS + 1} labels)"
-        return [*names[: LOOKS - 1], others], np.minimum(codes, LOOKS - 1)
+        others = f"other ({len(names) - map_drawing.LOOKS + 1} labels)"
+        return [*names[: map_drawing.LOOKS - 1], others], np.minimum(codes, map_drawing.LOOKS - 1)
 
     def _paint(self) -> None:
         """Colours, shapes and legend. Numbers for colours and shapes travel as bytes: no text a point."""
         names, codes = self._coded()
-        looks = _looks(names, self._ordered())
+        looks = map_drawing.looks(names, self._ordered())
         shapes = np.array([SYMBOLS.index(symbol) for *_, symbol in looks])
         steps = np.repeat(np.arange(len(looks) + 1) / len(looks), 2)[1:-1]
         scale = [[float(at), looks[n // 2][1]] for n, at in enumerate(steps)]
         with self.figure.batch_update():
-            self.points.marker.update(color=codes.astype(np.float32), colorscale=scale, cmin=-0.5, cmax=len(looks) - 0.5,
-                                      symbol=_packed(NUMBERS[shapes][codes]))  # fmt: skip
+            self.points.marker.update(
+                color=codes.astype(np.float32),
+                colorscale=scale,
+                cmin=-0.5,
+                cmax=len(looks) - 0.5,
+                symbol=map_drawing.packed(map_drawing.NUMBERS[shapes][codes]),
+            )
             self.figure.data = self.figure.data[: STARS + 1]
-            entries = [go.Scatter(x=[None], y=[None], mode="markers", name=name, hoverinfo="skip",
-                                  marker={"color": colour, "symbol": symbol, "size": 8}) for name, colour, symbol in looks]  # fmt: skip
+            entries = [
+                go.Scatter(
+                    x=[None],
+                    y=[None],
+                    mode="markers",
+                    name=name,
+                    hoverinfo="skip",
+                    marker={"color": colour, "symbol": symbol, "size": 8},
+                )
+                for name, colour, symbol in looks
+            ]
             self.figure.add_traces(entries)  # a legend entry is a trace without points
 
     def _tell(self, points: Sequence[int]) -> None:
         if points:
             product = self.products[points[0]]
-            facts = [html.grey(f"{key}: {', '.join(values)}") for key, values in product.attributes.items()]
-            lines = [f"<b>{escape(product.title)}</b>", html.grey(f"id {product.id} · {product.class_name} · {product.language}"), *facts]  # fmt: skip
-            self.detail.value = html.row(
-                [html.card(html.picture(product.thumbnail(280), 140, product.title), lines, 214)]
-            )
-
-
-NUMBERS = np.array([{"circle": 0, "diamond": 2, "cross": 3, "triangle-up": 5}[name] for name in SYMBOLS], np.uint8)  # fmt: skip
-"""Plotly's numbers of SYMBOLS."""
-
-
-def _packed(values: UInt8[np.ndarray, " point"]) -> dict[str, str]:
-    """The numbers as plotly packs them, which saves its slow look at each (5 s for 50,000 shapes)."""
-    return {"dtype": "u1", "bdata": b64encode(values.tobytes()).decode()}
-
-
-def _layout(title: str) -> dict:
-    axis = {"visible": False}
-    return {"template": "simple_white", "width": 700, "height": 520, "title": {"text": title, "font": {"size": 15}}, "dragmode": "lasso",
-            "hovermode": "closest", "legend": {"itemsizing": "constant", "font": {"size": 11}}, "xaxis": axis,
-            "yaxis": {**axis, "scaleanchor": "x"}, "margin": {"l": 10, "r": 10, "t": 40, "b": 10}}  # fmt: skip
-
-
-def _labels(products: Sequence[Product]) -> dict[str, Labels]:
-    """What can be coloured by: class, language, and the attributes that most products have."""
-    found = {"class": [p.class_name for p in products], "language": [p.language for p in products]}
-    counts = pd.Series([key for p in products for key in p.attributes]).value_counts()
-    for key in counts.index[counts > len(products) / 2]:
-        found[key] = [", ".join(p.attributes.get(key, ("",))) for p in products]
-    return found
-
-
-def _looks(names: Sequence[str], ordered: bool) -> list[tuple[str, str, str]]:
-    """Name, colour and shape of each label: with more than seven a colour comes again in another shape."""
-    if ordered:
-        shares = np.linspace(0, 1, len(names)) if len(names) > 1 else [0.0]
-        return [(name, colour, SYMBOLS[0]) for name, colour in zip(names, sample_colorscale("Cividis", shares), strict=True)]  # fmt: skip
-    looks = [(name, PALETTE[n % len(PALETTE)], SYMBOLS[n // len(PALETTE) % len(SYMBOLS)]) for n, name in enumerate(names)]  # fmt: skip
-    if len(names) == LOOKS and names[-1].startswith("other ("):
-        looks[-1] = (names[-1], OTHER, SYMBOLS[0])
-    return looks
-
-
-def _lines(name: str, colour: str, dash: str = "solid", pairs: Sequence[tuple] = ()) -> go.Scatter:
-    x, y = _path(pairs)
-    line = {"color": colour, "width": 1.5, "dash": dash}
-    return go.Scatter(x=x, y=y, mode="lines", name=name, line=line, hoverinfo="skip", showlegend=bool(pairs) or "positives" not in name)  # fmt: skip
-
-
-def _path(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[list, list]:
-    """Separate lines in one trace: a gap after each."""
-    x, y = ([value for start, end in pairs for value in (float(start[axis]), float(end[axis]), None)] for axis in (0, 1))  # fmt: skip
-    return x, y
+            facts = [grey(f"{key}: {', '.join(values)}") for key, values in product.attributes.items()]
+            lines = [
+                f"<b>{escape(product.title)}</b>",
+                grey(f"id {product.id} · {product.class_name} · {product.language}"),
+                *facts,
+            ]
+            self.detail.value = flow([tile(img(product.thumbnail(280), 140, product.title), lines, 214)])
 
 
 def _captions(torn: Bool[np.ndarray, " near"]) -> list[str]:
@@ -345,27 +385,3 @@ def _nearest_on_map(places: np.ndarray, place: np.ndarray, k: int, but: int | No
     if but is not None:
         distance[but] = np.inf
     return np.argsort(distance, kind="stable")[:k]
-
-
-def kept(first: NeighbourhoodMap, second: NeighbourhoodMap) -> pd.Categorical:
-    """For each product, how many of its neighbours two spaces have in common, as an ordered label to colour by."""
-    k = min(first.k, second.k)
-    common = geometry.overlap(geometry.neighbours(first.rows, k), geometry.neighbours(second.rows, k))
-    names = [f"{low}–{low + 20}% kept" for low in range(0, 100, 20)]
-    return pd.Categorical.from_codes(np.minimum((5 * common).astype(int), 4), names, ordered=True)
-
-
-def side_by_side(first: NeighbourhoodMap, second: NeighbourhoodMap) -> widgets.HBox:
-    """Two maps of the same products: what is chosen in one is chosen in the other, by product id.
-
-    Both can be coloured by "neighbours kept". Raises ValueError for other products.
-    """
-    if list(first.row_of) != list(second.row_of):
-        raise ValueError("the two maps show other products; give the same ones in the same order")
-    labels = cache(lambda: kept(first, second))
-    for chart in (first, second):
-        chart.together = [first, second]
-        chart.labels["neighbours kept"] = labels
-        chart.colour.options = list(chart.labels)
-        chart.figure.update_layout(width=460, height=440)
-    return widgets.HBox([first, second], layout={"flex_flow": "row wrap"})

@@ -1,6 +1,8 @@
-"""What widgets are made of: a line that says what happened, buttons, wrapping rows, live figures, frozen twins.
+"""What widgets are made of: a line that says what happened, buttons, wrapping rows, live figures, frozen
+twins.
 
-JupyterLab hides an error in a callback, so a callback runs through `Message.attempt`, which shows it in its place.
+JupyterLab hides an error in a callback, so a callback runs through `Message.attempt`, which shows it in its
+place.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,7 +14,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from IPython.display import HTML, display
 
-from coral_lab import html
+from coral_lab.results import RED, grey, paragraph
 from coral_lab.study.plots import PALETTE, curves
 
 LABELLED = {"description_width": "initial"}
@@ -26,7 +28,7 @@ class Message(widgets.HTML):
     """One line for the reader, read out by screen readers: what is shown, or what went wrong."""
 
     def say(self, text: str) -> None:
-        self.value = html.block(f'<span role="status">{html.grey(text)}</span>')
+        self.value = paragraph(f'<span role="status">{grey(text)}</span>')
 
     def attempt(self, action: Callable[[], object]) -> bool:
         """Run an action; an error is shown here and nowhere else. Returns whether it went well."""
@@ -34,7 +36,7 @@ class Message(widgets.HTML):
             action()
         except Exception as error:
             said = f"<b>✗ {escape(type(error).__name__)}</b>: {escape(str(error))}"
-            self.value = html.block(f'<span role="alert" style="color:{html.RED}">{said}</span>')
+            self.value = paragraph(f'<span role="alert" style="color:{RED}">{said}</span>')
             return False
         return True
 
@@ -63,7 +65,9 @@ def live_figure(*traces: go.Scatter | go.Scattergl, **layout) -> go.FigureWidget
 
 @dataclass(frozen=True)
 class Frozen:
-    """What a widget shows, without widgets: a figure, a gallery as HTML, or both. It survives nbconvert and GitHub."""
+    """What a widget shows, without widgets: a figure, a gallery as HTML, or both. It survives nbconvert and
+    GitHub.
+    """
 
     figure: go.Figure | None = None
     gallery: str = ""
@@ -76,7 +80,8 @@ class Frozen:
 
 
 class LivePlot:
-    """The losses of a running training: give it to `train` or `run` as `on_step`, and show it before you start.
+    """The losses of a running training: give it to `train` or `run` as `on_step`, and show it before you
+    start.
 
     Redrawn every `every` steps; `.static()` is the same as a plain figure, with evaluations.
     """

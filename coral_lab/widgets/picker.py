@@ -5,8 +5,9 @@ from html import escape
 
 import ipywidgets as widgets
 
-from coral_lab import html
-from coral_lab.interleaved import Product
+from coral_lab.images import img
+from coral_lab.query import Product
+from coral_lab.results import FRAME, grey, paragraph
 from coral_lab.widgets.parts import LABELLED, Message, button, wrapped
 
 PAGE = 12  # products seen at once
@@ -43,13 +44,15 @@ class Picker(widgets.VBox):
             for pair in zip(self.pictures, self.buttons, strict=True)
         ]
         close = button("Close", "Choose none", self.close_up, "72px")
-        filters = wrapped(self.search, self.only_class, self.only_language, self.earlier, self.later, close, self.count)  # fmt: skip
+        filters = wrapped(
+            self.search, self.only_class, self.only_language, self.earlier, self.later, close, self.count
+        )
         frame = {"border": "1px solid #8886", "padding": "8px", "margin": "4px 0", "display": "none"}
         super().__init__([self.asked, filters, wrapped(*self.cards)], layout=frame)
 
     def ask(self, question: str) -> None:
         """Open, with a line that says what is chosen."""
-        self.asked.value = html.block(f"<b>{escape(question)}</b>")
+        self.asked.value = paragraph(f"<b>{escape(question)}</b>")
         self._look()
         self.layout.display = "flex"
 
@@ -80,11 +83,13 @@ class Picker(widgets.VBox):
         shown = (
             f"{self.start + 1}–{end} of {len(self.found):,}" if page else "no product fits; use fewer words"
         )
-        self.count.value = html.block(html.grey(shown))
+        self.count.value = paragraph(grey(shown))
 
 
 def _card(product: Product) -> str:
-    picture = html.picture(product.thumbnail(200), 100, product.title)
-    title = f'<div style="height:2.9em;overflow:hidden;font-size:12px" title="{escape(product.title, quote=True)}">{escape(product.title)}</div>'
-    facts = html.grey(f"{product.class_name} · {product.language}")
-    return f'<div style="{html.FRAME};overflow-wrap:anywhere">{picture}{title}{facts}</div>'
+    picture = img(product.thumbnail(200), 100, product.title)
+    style = "height:2.9em;overflow:hidden;font-size:12px"
+    whole = escape(product.title, quote=True)
+    title = f'<div style="{style}" title="{whole}">{escape(product.title)}</div>'
+    facts = grey(f"{product.class_name} · {product.language}")
+    return f'<div style="{FRAME};overflow-wrap:anywhere">{picture}{title}{facts}</div>'

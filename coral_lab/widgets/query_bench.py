@@ -1,10 +1,11 @@
 """The query bench: build an interleaved query by hand, and see at once what becomes of its ranking.
 
 Every click is a plain method: each edit is a new `Query` that remembers its parent, `history` is a table, and
-`as_python` is the line that makes the query again. Nothing but ipywidgets: the kernel's own channel, no server.
+`as_python` is the line that makes the query again. Nothing but ipywidgets: the kernel's own channel, no
+server.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from time import perf_counter
@@ -12,28 +13,15 @@ from time import perf_counter
 import ipywidgets as widgets
 import pandas as pd
 
-from coral_lab import html
-from coral_lab.evaluation import Index
-from coral_lab.hits import Hits
-from coral_lab.interleaved import AS_IMAGE, FORMATS, Condition, Format, Product, Query
-from coral_lab.mini.catalogue import LANGUAGES
+from coral_lab.images import img
+from coral_lab.prompts import FORMATS, LANGUAGES, Format, format_name, format_of
+from coral_lab.query import Condition, Product, Query, right_answers
+from coral_lab.results import FRAME, Hits, grey
+from coral_lab.retrieval import Index
 from coral_lab.widgets.parts import LABELLED, Frozen, Message, button, wrapped
 from coral_lab.widgets.picker import Picker
 
-DEPTH = 100  # ranks that a pinned ranking remembers
-
-
-def right_answers(query: Query, products: Iterable[Product]) -> tuple[str, ...]:
-    """Ids of the products that have the wanted class and every wanted value; none where words alone say what is wanted.
-
-    References are no answers to their own query.
-    """
-    known = query.conditions and all(c.value and c.value != AS_IMAGE for c in query.conditions)
-    if not known or query.text.strip(" ."):
-        return ()
-    gone = {product.id for product in query.references}
-    return tuple(p.id for p in products
-                 if p.class_name == query.class_name and p.id not in gone and all(c.met_by(p) for c in query.conditions))  # fmt: skip
+REMEMBERED = 100  # ranks that a pinned ranking remembers
 
 
 def as_python(query: Query) -> str:
@@ -57,8 +45,10 @@ def _wanted(query: Query) -> tuple:
 
 
 @dataclass(frozen=True)
-class Step:
-    """What the bench once showed. `ranking` goes down to DEPTH, `parent` is the number of the step it came from."""
+class Shown:
+    """What the bench once showed. `ranking` goes down to REMEMBERED, `parent` is the number of the step it
+    came from.
+    """
 
     query: Query
     format: str
@@ -69,11 +59,13 @@ class Step:
 
 
 class QueryBench(widgets.VBox):
-    """Widgets around a query: wanted class, conditions with their pictures, free text, language, format and model.
+    """Widgets around a query: wanted class, conditions with their pictures, free text, language, format and
+    model.
 
-    `indexes` is one index or several by name, over the same products; `query` is where to start, by default an empty
-    one. `query` and `hits` are what is shown, `steps` and `history` all that ever was. An edit that fails changes
-    nothing: called from Python it raises, clicked it says why below the conditions.
+    `indexes` is one index or several by name, over the same products; `query` is where to start, by default
+    an empty one, in the first index's format. `query` and `hits` are what is shown, `steps` and `history` all
+    that ever was. An edit that fails changes nothing: called from Python it raises, clicked it says why below
+    the conditions.
     """
 
     def __init__(
@@ -86,9 +78,10 @@ class QueryBench(widgets.VBox):
     ):
         self.indexes = dict(indexes) if isinstance(indexes, Mapping) else {indexes.model.name: indexes}
         self.products: Sequence[Product] = next(iter(self.indexes.values())).products
-        self.formats, self.k = dict(formats), k
+        first = next(iter(self.indexes.values())).format
+        self.formats, self.k = {format_name(first): format_of(first), **formats}, k
         self.classes = sorted({product.class_name for product in self.products})
-        self.steps: list[Step] = []
+        self.steps: list[Shown] = []
         self.at = -1
         self.pinned: Mapping[str, int] | None = None
         self._quiet, self._swapping = False, None
@@ -100,7 +93,7 @@ class QueryBench(widgets.VBox):
         return f"QueryBench({len(self.query.conditions)} conditions, step {self.at} of {len(self.steps)})"
 
     @property
-    def step(self) -> Step:
+    def step(self) -> Shown:
         return self.steps[self.at]
 
     @property
@@ -117,18 +110,25 @@ class QueryBench(widgets.VBox):
 
     @property
     def history(self) -> pd.DataFrame:
-        """One row a step, the oldest first: what was asked and how, how it went, and the row of the step before.
+        """One row a step, the oldest first: what was asked and how, how it went, and the row of the step
+        before.
 
         `first right` is the rank of the best-placed right answer; missing beyond the first 100.
         """
         rows = [
-            {"class": step.query.class_name,
-             "conditions": " + ".join(f"{c.attribute} of {c.product.id}" for c in step.query.conditions),
-             "text": step.query.text, "language": step.query.language, "format": step.format, "model": step.model,
-             "right answers": len(step.query.positives),
-             "first right": next((hit.rank for hit in step.ranking if hit.positive), None), "parent": step.parent}
+            {
+                "class": step.query.class_name,
+                "conditions": " + ".join(f"{c.attribute} of {c.product.id}" for c in step.query.conditions),
+                "text": step.query.text,
+                "language": step.query.language,
+                "format": step.format,
+                "model": step.model,
+                "right answers": len(step.query.positives),
+                "first right": next((hit.rank for hit in step.ranking if hit.positive), None),
+                "parent": step.parent,
+            }
             for step in self.steps
-        ]  # fmt: skip
+        ]
         return pd.DataFrame(rows).astype({"parent": "Int64", "first right": "Int64"})
 
     def static(self) -> Frozen:
@@ -149,12 +149,14 @@ class QueryBench(widgets.VBox):
             edited = replace(edited, positives=answers, hard_negatives=())
         self.set(edited)
 
-    def read(self, *, format: str | None = None, model: str | None = None) -> None:
+    def ask_again(self, *, format: str | None = None, model: str | None = None) -> None:
         """The same query in another format or by another model, by name."""
         self._search(self.query, format or self.step.format, model or self.step.model)
 
     def add(self, product: Product, attribute: str | None = None) -> None:
-        """One more condition: share `attribute` with `product`; by default the first that is not asked yet."""
+        """One more condition: share `attribute` with `product`; by default the first that is not asked
+        yet.
+        """
         asked = {condition.attribute for condition in self.query.conditions}
         names = [name for name in product.attributes if name not in asked] or [*product.attributes, "style"]
         self.edit(conditions=(*self.query.conditions, condition_of(attribute or names[0], product)))
@@ -164,7 +166,9 @@ class QueryBench(widgets.VBox):
         self._exchange(i, condition_of(self.query.conditions[i].attribute, product))
 
     def move(self, i: int, by: int) -> None:
-        """Ask the i-th condition (from 0) earlier (`by` < 0) or later. Raises IndexError where there is no place."""
+        """Ask the i-th condition (from 0) earlier (`by` < 0) or later. Raises IndexError where there is no
+        place.
+        """
         order = list(range(len(self.query.conditions)))
         if not (0 <= i < len(order) and 0 <= i + by < len(order)):
             raise IndexError(
@@ -201,10 +205,10 @@ class QueryBench(widgets.VBox):
 
     def _search(self, query: Query, format: str, model: str) -> None:
         started = perf_counter()
-        found = replace(self.indexes[model], format=self.formats[format]).search(query, max(self.k, DEPTH))
+        found = self.indexes[model].search(query, max(self.k, REMEMBERED), format=self.formats[format])
         gallery = replace(found, hits=found.hits[: self.k]).gallery(self.pinned)
         parent = self.at if self.steps else None
-        self.steps.append(Step(query, format, model, found, parent, perf_counter() - started))
+        self.steps.append(Shown(query, format, model, found, parent, perf_counter() - started))
         self.at = len(self.steps) - 1  # only now: what fails above leaves all as it was
         self._show(gallery)
 
@@ -217,28 +221,41 @@ class QueryBench(widgets.VBox):
             )
 
         self.class_name = dropdown(self.classes, "Find a", "200px")
-        self.text = widgets.Text(description="and say", placeholder=" with a chain strap.", continuous_update=False,
-                                 style=LABELLED, layout={"width": "300px"})  # fmt: skip
+        self.text = widgets.Text(
+            description="and say",
+            placeholder=" with a chain strap.",
+            continuous_update=False,
+            style=LABELLED,
+            layout={"width": "300px"},
+        )
         self.language = dropdown(LANGUAGES, "Language", "130px")
         self.format = dropdown(list(self.formats), "Format", "150px")
         self.model = dropdown(list(self.indexes), "Model", "220px")
-        self.pin_button = self._button("Pin", "Keep this ranking, and show how the next ones differ",
-                                       lambda: self.unpin() if self.pinned else self.pin())  # fmt: skip
+        self.pin_button = self._button(
+            "Pin",
+            "Keep this ranking, and show how the next ones differ",
+            lambda: self.unpin() if self.pinned else self.pin(),
+        )
         buttons = [
             self._button("+ condition", "Choose a product to point at", self._ask),
             self._button("Undo", "Back to the step before", self.undo),
             self.pin_button,
             self._button("Copy as Python", "Show the line that makes this query", self._show_python),
         ]
-        self.controls = (wrapped(self.class_name, self.text, self.language, self.format, self.model), wrapped(*buttons))  # fmt: skip
+        self.controls = (
+            wrapped(self.class_name, self.text, self.language, self.format, self.model),
+            wrapped(*buttons),
+        )
         self.rows, self.message, self.gallery = widgets.VBox(), Message(), widgets.HTML()
-        self.picker = Picker(self.products, lambda product: self._attempt(lambda: self._use(product)), self.message)  # fmt: skip
+        self.picker = Picker(
+            self.products, lambda product: self._attempt(lambda: self._use(product)), self.message
+        )
         self.code = widgets.Textarea(description="Python", layout={"display": "none", "width": "98%"})
         self._when(self.class_name, lambda value: self.edit(class_name=value))
         self._when(self.text, lambda value: self.edit(text=value))
         self._when(self.language, lambda value: self.edit(language=value))
-        self._when(self.format, lambda value: self.read(format=value))
-        self._when(self.model, lambda value: self.read(model=value))
+        self._when(self.format, lambda value: self.ask_again(format=value))
+        self._when(self.model, lambda value: self.ask_again(model=value))
 
     def _when(self, control: widgets.Widget, action: Callable[[str], None]) -> None:
         """Run an action when the reader changes a control, not when the bench itself does."""
@@ -261,15 +278,21 @@ class QueryBench(widgets.VBox):
         self._sync()
         self.gallery.value = gallery
         query, step = self.query, self.step
-        known = f"{len(query.positives)} right answers in the pool" if query.positives else "right answers unknown"  # fmt: skip
+        known = (
+            f"{len(query.positives)} right answers in the pool"
+            if query.positives
+            else "right answers unknown"
+        )
         said = [f"{len(query.conditions)} conditions", known, f"{1000 * step.seconds:.0f} ms"]
         if self.pinned:
-            stay = sum(self.pinned.get(hit.product.id, DEPTH) <= self.k for hit in self.hits)
+            stay = sum(self.pinned.get(hit.product.id, REMEMBERED) <= self.k for hit in self.hits)
             said.append(f"{stay} of the {self.k} pinned hits are here")
         self.message.say(" · ".join(said))
 
     def _sync(self) -> None:
-        """The controls as the step has them. Rows are kept, so that a button pressed by keyboard keeps the focus."""
+        """The controls as the step has them. Rows are kept, so that a button pressed by keyboard keeps the
+        focus.
+        """
         step, query = self.step, self.query
         self._quiet = True
         try:
@@ -293,7 +316,9 @@ class QueryBench(widgets.VBox):
     def _ask(self, i: int | None = None) -> None:
         """Open the picker, for a new condition or another reference of the i-th."""
         self._swapping = i
-        self.picker.ask("Point at a product" if i is None else f"Point at another product in condition {i + 1}")  # fmt: skip
+        self.picker.ask(
+            "Point at a product" if i is None else f"Point at another product in condition {i + 1}"
+        )
 
     def _use(self, product: Product) -> None:
         self.picker.close_up()
@@ -319,14 +344,18 @@ class _Row(widgets.HBox):
         remove = bench._button("remove", f"Leave {name} out", lambda: bench.remove(i), "80px")
         bench._when(self.attribute, self._ask_for)
         layout = {"align_items": "center", "grid_gap": "6px", "flex_flow": "row wrap"}
-        super().__init__([self.attribute, self.picture, self.title, self.up, self.down, swap, remove], layout=layout)  # fmt: skip
+        super().__init__(
+            [self.attribute, self.picture, self.title, self.up, self.down, swap, remove], layout=layout
+        )
 
     def show(self, condition: Condition) -> None:
         product = condition.product
         self.attribute.options = list(dict.fromkeys([condition.attribute, *product.attributes]))
         self.attribute.value = condition.attribute
-        self.picture.value = html.picture(product.thumbnail(112), 56, product.title, inline=True)
-        self.title.value = f'<div style="{html.FRAME};line-height:1.3">{escape(product.title)}<br>{html.grey(condition.value)}</div>'
+        self.picture.value = img(product.thumbnail(112), 56, product.title, inline=True)
+        self.title.value = (
+            f'<div style="{FRAME};line-height:1.3">{escape(product.title)}<br>{grey(condition.value)}</div>'
+        )
         self.up.disabled = self.i == 0
         self.down.disabled = self.i == len(self.bench.query.conditions) - 1
 

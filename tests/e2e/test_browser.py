@@ -1,4 +1,5 @@
-"""A real browser runs notebook 05 in JupyterLab: the bench, the map and the lasso do what they say, without an error.
+"""A real browser runs notebook 05 in JupyterLab: the bench, the map and the lasso do what they say, without
+an error.
 
 Screenshots stay under build/screenshots.
 """
@@ -18,14 +19,22 @@ import jupytext
 import nbformat
 import pytest
 
-from tests.test_notebooks import with_parameters
+from tests.e2e.test_notebooks import with_parameters
 
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
 pytestmark = pytest.mark.skipif(
     not Path(CHROMIUM).exists(), reason="needs Debian's chromium: apt-get install chromium fonts-noto-core"
 )
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-             "--disable-component-update", "--disable-sync", "--enable-unsafe-swiftshader"]  # fmt: skip
+ARGUMENTS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--enable-unsafe-swiftshader",
+]
 SHOTS = Path("build/screenshots")
 READY = """() => { const session = window.jupyterapp.shell.currentWidget?.sessionContext;
                    return session?.isReady && session.session?.kernel?.status === 'idle'; }"""
@@ -36,7 +45,9 @@ NAME = "05_retrieval_neighbourhoods"
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
-    """JupyterLab on a free port, behind a token, with the workbench's own settings and a copy of the notebook."""
+    """JupyterLab on a free port, behind a token, with the workbench's own settings and a copy of the
+    notebook.
+    """
     folder = tmp_path_factory.mktemp("lab")
     settings = folder / "settings"
     settings.mkdir()
@@ -46,10 +57,23 @@ def address(tmp_path_factory):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}",
-               "--ServerApp.port_retries=0", f"--IdentityProvider.token={TOKEN}", f"--ServerApp.root_dir={folder}",
-               f"--LabApp.app_settings_dir={settings}", f"--LabApp.user_settings_dir={folder / 'user'}",
-               f"--LabApp.workspaces_dir={folder / 'workspaces'}", "--LabApp.expose_app_in_browser=True"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "jupyter",
+        "lab",
+        "--no-browser",
+        "--allow-root",
+        "--ip=127.0.0.1",
+        f"--port={port}",
+        "--ServerApp.port_retries=0",
+        f"--IdentityProvider.token={TOKEN}",
+        f"--ServerApp.root_dir={folder}",
+        f"--LabApp.app_settings_dir={settings}",
+        f"--LabApp.user_settings_dir={folder / 'user'}",
+        f"--LabApp.workspaces_dir={folder / 'workspaces'}",
+        "--LabApp.expose_app_in_browser=True",
+    ]
     with (folder / "server.log").open("w") as log:
         environment = os.environ | {"TQDM_DISABLE": "1"}
         process = subprocess.Popen(
@@ -126,10 +150,12 @@ def test_a_lasso_on_the_map_fills_the_gallery(page):
     before = plot.screenshot(path=SHOTS / "map.png")
     colours = page.evaluate(
         """e => { const found = new Set(); for (const canvas of e.querySelectorAll('canvas')) {
-             const copy = document.createElement('canvas'); copy.width = canvas.width; copy.height = canvas.height;
+             const copy = document.createElement('canvas');
+             copy.width = canvas.width; copy.height = canvas.height;
              if (!canvas.width) continue; const c = copy.getContext('2d'); c.drawImage(canvas, 0, 0);
              const data = c.getImageData(0, 0, copy.width, copy.height).data;
-             for (let i = 0; i < data.length; i += 4) if (data[i + 3]) found.add(data[i] + ',' + data[i + 1] + ',' + data[i + 2]); }
+             for (let i = 0; i < data.length; i += 4)
+                 if (data[i + 3]) found.add(data[i] + ',' + data[i + 1] + ',' + data[i + 2]); }
              return found.size; }""",
         plot.element_handle(),
     )

@@ -37,9 +37,13 @@ def lab():
         port = free.getsockname()[1]
     environment = os.environ | {"PORT": str(port), "SSH_CONNECTION": "a b c d"}
     process = subprocess.Popen(
-        ["make", "lab"], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        ["make", "lab"],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
         start_new_session=True,
-    )  # fmt: skip
+    )
     said = ""
     for line in process.stdout:
         said += line

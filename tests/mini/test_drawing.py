@@ -12,9 +12,14 @@ from coral_lab.mini.marks import FIELD, MARKS, PATTERNS, mark, pattern
 from coral_lab.mini.shapes import SHAPES
 
 BAG = {
-    "class_name": "handbag", "shape": "tote", "color": "red", "pattern": "stripes",
-    "brand": "Vokari", "trim": "gold", "seed": 3,
-}  # fmt: skip
+    "class_name": "handbag",
+    "shape": "tote",
+    "color": "red",
+    "pattern": "stripes",
+    "brand": "Vokari",
+    "trim": "gold",
+    "seed": 3,
+}
 
 
 def pixels(**changes) -> np.ndarray:

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from coral_lab import Condition, ItemError, Product, Query, encode
-from coral_lab import encoder as encoder_module
-from coral_lab.models import batching as batches
-from coral_lab.models import inputs
+from coral_lab import Condition, Product, Query, Settings, encode, encoder
+from coral_lab.errors import ItemError
+from coral_lab.models import batching, embedding
+from coral_lab.models.forward import tokenize
 from coral_lab.models.pixels import USUAL, key
 from tests.conftest import noise
 
@@ -24,7 +24,7 @@ LENGTHS = st.lists(st.integers(1, 50), max_size=30).map(sorted)
 @given(LENGTHS, st.integers(0, 50), st.integers(1, 8), st.integers(1, 200))
 def test_groups_are_within_their_bounds_and_as_few_as_can_be(lengths, beginning, count, tokens):
     alike = [min(length, beginning) for length in lengths]
-    found = list(batches.groups(lengths, alike, count, tokens))
+    found = list(batching.groups(lengths, alike, count, tokens))
     assert [i for group in found for i in group] == list(range(len(lengths)))
 
     def fits(start, stop):
@@ -39,10 +39,10 @@ def test_groups_are_within_their_bounds_and_as_few_as_can_be(lengths, beginning,
 @given(LENGTHS.filter(len), st.integers(1, 8), st.integers(1, 200), st.integers(0, 30))
 def test_what_is_left_after_some_groups_is_grouped_as_before(lengths, count, tokens, done):
     alike = [length // 2 for length in lengths]
-    found = list(batches.groups(lengths, alike, count, tokens))
+    found = list(batching.groups(lengths, alike, count, tokens))
     done = min(done, len(found) - 1)
     start = found[done].start
-    again = batches.groups(lengths[start:], alike[start:], count, tokens)
+    again = batching.groups(lengths[start:], alike[start:], count, tokens)
     assert [range(group.start + start, group.stop + start) for group in again] == found[done:]
 
 
@@ -64,7 +64,7 @@ def related(shop):
 def looked(monkeypatch):
     """Keys of the pictures that the vision tower looks at, and what is kept of them after each batch."""
     keys, kept = [], []
-    look, forget = batches.look, batches.forget
+    look, forget = batching.vision_of_pixels, batching.forget
 
     def counted(model, found):
         keys.extend(found)
@@ -75,8 +75,8 @@ def looked(monkeypatch):
         kept.append({k: len(v) for k, v in batch.seen.features.items()})
         assert batch.seen.features.keys() == batch.seen.grids.keys()
 
-    monkeypatch.setattr(batches, "look", counted)
-    monkeypatch.setattr(batches, "forget", told)
+    monkeypatch.setattr(batching, "vision_of_pixels", counted)
+    monkeypatch.setattr(batching, "forget", told)
     return keys, kept
 
 
@@ -88,7 +88,9 @@ def test_a_picture_is_looked_at_once_in_a_call_and_forgotten_after_its_last_item
     keys, kept = looked
     keys.clear()
     kept.clear()
-    np.testing.assert_allclose(encode(random_model, related, batch_size=batch_size), alone, atol=1e-5)
+    np.testing.assert_allclose(
+        encode(random_model, related, settings=Settings(batch_size=batch_size)), alone, atol=1e-5
+    )
     assert sorted(keys) == sorted(key(item.image) for item in related[:5])
     assert kept[-1] == {}
 
@@ -97,28 +99,32 @@ def test_what_is_kept_stays_within_its_bytes(random_model, related, looked, monk
     alone = np.concatenate([encode(random_model, item) for item in related])
     keys, kept = looked
     most = 20
-    monkeypatch.setattr(batches, "KEPT", most * random_model.dim * 4)
+    monkeypatch.setattr(batching, "KEPT", most * random_model.dim * 4)
     for bound in (most, 0):
         keys.clear()
         kept.clear()
-        monkeypatch.setattr(batches, "KEPT", bound * random_model.dim * 4)
-        np.testing.assert_allclose(encode(random_model, related, batch_size=1), alone, atol=1e-5)
+        monkeypatch.setattr(batching, "KEPT", bound * random_model.dim * 4)
+        np.testing.assert_allclose(
+            encode(random_model, related, settings=Settings(batch_size=1)), alone, atol=1e-5
+        )
         assert max(sum(own.values()) for own in kept) <= bound
         assert len(keys) > 5
     assert set(keys) == {key(item.image) for item in related[:5]}
 
 
 def test_a_batch_has_no_more_tokens_than_it_may(random_model, related, monkeypatch):
-    found, plain = [], encoder_module._embed
+    found, plain = [], embedding._embed
 
     def counted(model, batch):
-        lengths = inputs.tokenize(model, batch.prompts, batches.vision(model, batch))["attention_mask"].sum(1)
+        lengths = tokenize(model, batch.prompts, batching.vision_of_batch(model, batch))[
+            "attention_mask"
+        ].sum(1)
         assert lengths.tolist() == batch.lengths
         found.append((len(batch), batch.tokens))
         return plain(model, batch)
 
-    monkeypatch.setattr(encoder_module, "_embed", counted)
-    monkeypatch.setattr(encoder_module, "CPU_TOKENS", 200)
+    monkeypatch.setattr(embedding, "_embed", counted)
+    monkeypatch.setattr(embedding, "CPU_TOKENS", 200)
     encode(random_model, related)
     assert sum(rows for rows, _ in found) == len(related)
     assert all(rows == 1 or tokens <= 200 for rows, tokens in found)
@@ -126,9 +132,9 @@ def test_a_batch_has_no_more_tokens_than_it_may(random_model, related, monkeypat
 
 
 def test_wordings_that_begin_alike_share_a_batch(random_model, related, monkeypatch):
-    found, plain = [], encoder_module._embed
-    monkeypatch.setattr(encoder_module, "_embed", lambda m, batch: found.append(batch) or plain(m, batch))
-    monkeypatch.setattr(encoder_module, "CPU_TOKENS", 400)
+    found, plain = [], embedding._embed
+    monkeypatch.setattr(embedding, "_embed", lambda m, batch: found.append(batch) or plain(m, batch))
+    monkeypatch.setattr(embedding, "CPU_TOKENS", 400)
     conditions = tuple(map(Condition, ("color", "brand", "shape"), related[:3]))
     query = Query("q", "bag", conditions)
     orders = [query.reordered(order) for order in permutations(range(3))]
@@ -137,20 +143,20 @@ def test_wordings_that_begin_alike_share_a_batch(random_model, related, monkeypa
 
 
 def test_reading_ahead_takes_one_core_and_leaves_the_others_theirs(random_model, related, monkeypatch):
-    before, found, prepare = torch.get_num_threads(), [], batches._prepare
+    before, found, prepare = torch.get_num_threads(), [], batching._prepare
 
     def told(*args):
         found.append(torch.get_num_threads())
         return prepare(*args)
 
-    monkeypatch.setattr(batches, "_prepare", told)
+    monkeypatch.setattr(batching, "_prepare", told)
     encode(random_model, related)
     assert set(found) == {1}
     assert torch.get_num_threads() == before
 
 
 def test_the_next_pictures_are_opened_while_the_model_works(random_model, monkeypatch):
-    opened, plain = threading.Event(), encoder_module._embed
+    opened, plain = threading.Event(), embedding._embed
 
     def second():
         opened.set()
@@ -160,9 +166,9 @@ def test_the_next_pictures_are_opened_while_the_model_works(random_model, monkey
         assert opened.wait(20), "the next batch's picture was not opened"
         return plain(model, batch)
 
-    monkeypatch.setattr(encoder_module, "_embed", waits)
+    monkeypatch.setattr(embedding, "_embed", waits)
     items = [Product("first", "short", noise(60, 60, seed=1)), Product("second", "a longer title", second)]
-    assert np.isfinite(encode(random_model, items, batch_size=1)).all()
+    assert np.isfinite(encode(random_model, items, settings=Settings(batch_size=1))).all()
 
 
 def test_items_of_a_batch_that_cannot_be_used_are_named_and_the_others_are_done(random_model, related):
@@ -170,13 +176,13 @@ def test_items_of_a_batch_that_cannot_be_used_are_named_and_the_others_are_done(
     query = Query("q", "bag", (Condition("color", broken), Condition("color", related[1])))
     items = [*related[:3], long, broken, query, *related[3:]]
     alone = encode(random_model, related)
-    found = encoder_module.encode_all(random_model, items, on_error="skip")
+    found = encoder.encode_all(random_model, items, settings=Settings(on_error="skip"))
     assert [(place, error.item) for place, error in found.skipped] == [
         (3, "product long"),
         (4, "product broken"),
         (5, "query q"),
     ]
-    np.testing.assert_allclose(np.delete(found.rows, [3, 4, 5], 0), alone, atol=1e-5)
+    np.testing.assert_allclose(np.delete(found.embeddings, [3, 4, 5], 0), alone, atol=1e-5)
     with pytest.raises(ItemError, match=r"product long|product broken|query q"):
         encode(random_model, items)
 

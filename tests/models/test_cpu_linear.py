@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from coral_lab import encode, load
+from coral_lab import Settings, encode, load
 from coral_lab.models import cpu_linear
 from coral_lab.models.cpu_linear import CACHES, FEWEST, Linear, linear
-from coral_lab.models.loading import add_lora
+from coral_lab.training.lora import add_lora
 
 needs_it = pytest.mark.skipif(not cpu_linear.HERE, reason="no oneDNN on this machine")
 
@@ -78,9 +78,9 @@ def test_a_network_keeps_its_names_parameters_and_kinds():
 
 
 def test_a_model_embeds_as_with_torchs_own_layers(random_model, mixed_queries, monkeypatch):
-    found = encode(random_model, mixed_queries, store="")
+    found = encode(random_model, mixed_queries, settings=Settings(store=""))
     monkeypatch.setattr(cpu_linear, "HERE", False)
-    assert abs(encode(random_model, mixed_queries, store="") - found).max() < 1e-5
+    assert abs(encode(random_model, mixed_queries, settings=Settings(store="")) - found).max() < 1e-5
 
 
 def test_adapters_go_around_it():

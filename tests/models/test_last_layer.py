@@ -5,9 +5,12 @@ import threading
 import pytest
 import torch
 
-from coral_lab.models.inputs import prompt, read, see, tokenize
+from coral_lab.models.forward import forward, tokenize
+from coral_lab.models.inputs import prompt
 from coral_lab.models.last_layer import only_last
-from coral_lab.models.loading import add_lora, load
+from coral_lab.models.loading import load
+from coral_lab.models.vision import vision_of
+from coral_lab.training.lora import add_lora
 from tests.conftest import assert_same_gradients, read_all, states_and_gradients
 
 
@@ -45,8 +48,8 @@ def test_other_threads_and_later_calls_get_all_states(random_model, mixed_querie
 
     @torch.no_grad()
     def whole():
-        vision = see(random_model, prompts)
-        return read(random_model, prompts, vision, tokenize(random_model, prompts, vision))
+        vision = vision_of(random_model, prompts)
+        return forward(random_model, prompts, vision, tokenize(random_model, prompts, vision))
 
     expected, others = whole(), []
     with only_last(random_model.network.model.language_model, 2):

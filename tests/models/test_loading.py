@@ -12,8 +12,8 @@ from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundEr
 from safetensors.torch import load_file, save_file
 
 from coral_lab import encode, load
-from coral_lab.models import loading as models_module
-from coral_lab.models.loading import CheckpointError
+from coral_lab.errors import CheckpointError
+from coral_lab.models import loading
 from coral_lab.sources import hub
 
 
@@ -53,9 +53,9 @@ def test_dtype_can_be_set(random_folder):
 
 def test_defaults_follow_the_device(monkeypatch):
     for device in ("cuda", "mps"):
-        assert models_module._best_dtype(torch.device(device), {"dtype": "float32"}) == torch.bfloat16
+        assert loading._best_dtype(torch.device(device), {"dtype": "float32"}) == torch.bfloat16
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert models_module.best_device() == "cuda"
+    assert loading.best_device() == "cuda"
 
 
 @pytest.mark.parametrize("native", [True, False])
@@ -74,16 +74,16 @@ def test_a_cpu_that_computes_in_bfloat16_does_so_for_checkpoints_saved_in_it(
 
 
 def test_coral_mini_is_float32_on_every_cpu(monkeypatch):
-    monkeypatch.setattr(models_module, "_computes_bfloat16", lambda: True)
+    monkeypatch.setattr(loading, "_computes_bfloat16", lambda: True)
     assert load("mini", device="cpu").dtype == torch.float32
 
 
 @pytest.mark.parametrize("name", ["avx512_bf16", "amx_bf16"])
 def test_instructions_for_bfloat16_are_looked_for(monkeypatch, name):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {name: True})
-    assert models_module._computes_bfloat16()
+    assert loading._computes_bfloat16()
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_f": True})
-    assert not models_module._computes_bfloat16()
+    assert not loading._computes_bfloat16()
 
 
 def test_missing_weights_are_named(copy):
@@ -211,7 +211,7 @@ def test_a_lora_folder_is_merged_into_its_base(adapter, random_model, shop):
     merged = load(folder)
     assert abs(encode(merged, shop.products[0]) - encode(random_model, shop.products[0])).max() > 1e-3
     before = encode(merged, shop.products[0])
-    live = models_module.Model("live", trained.eval().base_model.model, merged.processor)
+    live = loading.Model("live", trained.eval().base_model.model, merged.processor)
     np.testing.assert_allclose(encode(live, shop.products[0]), before, atol=1e-5)
 
 

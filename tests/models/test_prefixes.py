@@ -10,16 +10,19 @@ from hypothesis import strategies as st
 
 from coral_lab import Condition, Query
 from coral_lab.mini.lessons import product_lesson, query_lesson
-from coral_lab.models import prefixes as reading
-from coral_lab.models.inputs import last, prompt, read, see, tokenize
-from coral_lab.models.loading import add_lora, load
-from coral_lab.models.prefixes import last_states, read_last
+from coral_lab.models import prefixes
+from coral_lab.models.forward import forward, last_token, tokenize
+from coral_lab.models.inputs import prompt
+from coral_lab.models.loading import load
+from coral_lab.models.prefixes import forward_last, last_states
+from coral_lab.models.vision import vision_of
+from coral_lab.training.lora import add_lora
 from tests.conftest import assert_same_gradients, noise, read_all, states_and_gradients
 
 
 def check(model, items, count, answers=None):
     expected, gradients = states_and_gradients(model, items, count, read_all, answers)
-    found, ours = states_and_gradients(model, items, count, read_last, answers)
+    found, ours = states_and_gradients(model, items, count, forward_last, answers)
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
     assert_same_gradients(ours, gradients)
 
@@ -56,9 +59,9 @@ def test_adapters_get_the_same_gradients(random_folder, mixed_queries):
 def test_h_eos_is_that_of_encoding(random_model, shop):
     prompts = [prompt(random_model, item) for item in (*shop.queries[:5], *shop.products[:3])]
     with torch.no_grad():
-        vision = see(random_model, prompts)
+        vision = vision_of(random_model, prompts)
         batch = tokenize(random_model, prompts, vision)
-        expected = last(read(random_model, prompts, vision, batch), batch["attention_mask"])
+        expected = last_token(forward(random_model, prompts, vision, batch), batch["attention_mask"])
         for chunk in (1, 3, 32):
             found = last_states(random_model, prompts, vision, chunk)
             torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-5)
@@ -67,12 +70,12 @@ def test_h_eos_is_that_of_encoding(random_model, shop):
 @pytest.fixture
 def tokens_read(random_model):
     """How many tokens the text model reads, one number a call."""
-    read = []
+    forward = []
     language_model = random_model.network.model.language_model
     hook = language_model.register_forward_pre_hook(
-        lambda _, args, options: read.append(options["inputs_embeds"].shape[:2].numel()), with_kwargs=True
+        lambda _, args, options: forward.append(options["inputs_embeds"].shape[:2].numel()), with_kwargs=True
     )
-    yield read
+    yield forward
     hook.remove()
 
 
@@ -83,13 +86,13 @@ def test_what_orders_of_a_query_begin_with_is_read_once(random_model, shop, toke
     orders = [query.reordered(order) for order in permutations(range(3))]
     orders.append(orders[0].edited(text=" in a box"))  # differs at its end only
     orders += orders[2:3] * 2 + [query.edited(conditions=query.conditions[:1] * 3)]
-    monkeypatch.setattr(reading, "WORTH", 16)
+    monkeypatch.setattr(prefixes, "WORTH", 16)
     check(random_model, orders, count)
     whole, *parts = tokens_read
     # Each first reference is read once for its two orders, and the instruction's first words once for all.
     assert sum(parts) < 0.75 * whole
     tokens_read.clear()
-    monkeypatch.setattr(reading, "WORTH", 10**6)
+    monkeypatch.setattr(prefixes, "WORTH", 10**6)
     check(random_model, orders, count)
     assert tokens_read == [whole, whole]
 
@@ -102,10 +105,19 @@ PARTS = st.sampled_from(["a red bag ", "of ", "leather with a strap ", 1, 2])
 def test_whatever_rows_share_their_states_are_their_own(random_model, rows, count):
     pictures = {n: noise(56 * n, 56, seed=n) for n in (1, 2)}
     items = [
-        [{"role": "user", "content": [{"type": "text", "text": part} if isinstance(part, str)
-                                      else {"type": "image", "image": pictures[part]} for part in row]}]
+        [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "text", "text": part}
+                    if isinstance(part, str)
+                    else {"type": "image", "image": pictures[part]}
+                    for part in row
+                ],
+            }
+        ]
         for row in rows
-    ]  # fmt: skip
+    ]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reading, "WORTH", 1)
+        patch.setattr(prefixes, "WORTH", 1)
         check(random_model, items, count)

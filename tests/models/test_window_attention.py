@@ -5,8 +5,8 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 
-from coral_lab.mini import architecture as mini
-from coral_lab.models import window_attention as vision
+from coral_lab.mini import architecture
+from coral_lab.models import window_attention
 
 HEADS, DIM = 2, 4
 
@@ -44,7 +44,7 @@ def one_by_one(query, key, value, lengths: list[int], scaling: float) -> torch.T
 def test_windows_at_once_are_windows_one_by_one(lengths):
     inputs, scaling = tensors(sum(lengths)), 0.3
     expected = one_by_one(*inputs, lengths, scaling)
-    found, weights = vision.windows(None, *inputs, None, scaling, cu_seq_lens_q=ends(lengths))
+    found, weights = window_attention.windows(None, *inputs, None, scaling, cu_seq_lens_q=ends(lengths))
     assert weights is None
     assert found.shape == (1, sum(lengths), HEADS, DIM)
     torch.testing.assert_close(found, expected)
@@ -58,10 +58,10 @@ def test_windows_at_once_are_windows_one_by_one(lengths):
 
 def test_no_window_sees_another():
     query, key, value = tensors(7)
-    before, _ = vision.windows(None, query, key, value, None, 0.5, cu_seq_lens_q=ends([3, 4]))
+    before, _ = window_attention.windows(None, query, key, value, None, 0.5, cu_seq_lens_q=ends([3, 4]))
     changed = value.clone()
     changed[:, :, 3:] += 1
-    after, _ = vision.windows(None, query, key, changed, None, 0.5, cu_seq_lens_q=ends([3, 4]))
+    after, _ = window_attention.windows(None, query, key, changed, None, 0.5, cu_seq_lens_q=ends([3, 4]))
     torch.testing.assert_close(after[:, :3], before[:, :3], rtol=0, atol=0)
     torch.testing.assert_close(after[:, 3:], before[:, 3:] + 1)
 
@@ -69,7 +69,7 @@ def test_no_window_sees_another():
 @pytest.fixture(scope="module")
 def tower():
     """coral-mini's vision tower with random weights, large enough to tell pictures apart."""
-    config = mini.untrained(["a bag"]).network.config
+    config = architecture.untrained(["a bag"]).network.config
     tower = Qwen2_5_VisionTransformerPretrainedModel._from_config(
         config.vision_config, attn_implementation="sdpa"
     ).eval()
@@ -102,11 +102,11 @@ def test_the_vision_tower_sees_the_same_with_it(tower, grids, monkeypatch):
         calls.append(args[0].shape)
         return scaled_dot_product_attention(*args, **options)
 
-    monkeypatch.setattr(vision, "scaled_dot_product_attention", counted)
+    monkeypatch.setattr(window_attention, "scaled_dot_product_attention", counted)
     with torch.inference_mode():
         expected = tower(pixels, grid).pooler_output
         assert not calls
-        monkeypatch.setattr(tower.config, "_attn_implementation", vision.NAME)
+        monkeypatch.setattr(tower.config, "_attn_implementation", window_attention.NAME)
         found = tower(pixels, grid).pooler_output
     assert len(calls) >= len(tower.blocks), "the tower did not use it"
     torch.testing.assert_close(torch.as_tensor(found), torch.as_tensor(expected), rtol=1e-4, atol=1e-5)
@@ -116,7 +116,7 @@ def test_patches_projected_at_once_are_the_convolution(tower):
     patches = torch.randn(12, 3 * 2 * 14 * 14, generator=torch.Generator().manual_seed(0))
     grid, weight = torch.tensor([(1, 2, 6)]), tower.patch_embed.proj.weight
     expected, states = tower.patch_embed(patches), tower(patches, grid).pooler_output
-    vision.project_at_once(tower)
+    window_attention.project_at_once(tower)
     found = tower.patch_embed(patches)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(tower(patches, grid).pooler_output, states, rtol=1e-4, atol=1e-5)

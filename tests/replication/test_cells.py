@@ -5,14 +5,14 @@ import pandas as pd
 import pytest
 
 from coral_lab.metrics import holm
-from coral_lab.replication import cells as experiments
-from coral_lab.replication.cells import Cell, Measured, compare, hits_of, read, run
+from coral_lab.replication import cells
+from coral_lab.replication.cells import Cell, Measured, compare_arms, hits_of, measure_cells, read_results
 
 RANKS = pd.Series([1, -1], pd.Index(["a", "b"], name="query"))
 ROWS = pd.DataFrame({"query": ["a", "a"], "kept": [1, 0]})
 
 
-def cells(asked: list, arms=("one", "two")) -> list[Cell]:
+def some_cells(asked: list, arms=("one", "two")) -> list[Cell]:
     def measure(arm: str) -> Measured:
         asked.append(arm)
         return Measured({"R@1": 0.5}, RANKS, ROWS)
@@ -22,9 +22,13 @@ def cells(asked: list, arms=("one", "two")) -> list[Cell]:
 
 def test_a_cell_is_run_once_and_kept_with_its_command(tmp_path):
     asked: list = []
-    table = run("trial", cells(asked), {"steps": 3}, "coral-lab experiment trial", tmp_path)
-    again = run(
-        "trial", cells(asked, ("one", "two", "three")), {"steps": 3}, "coral-lab experiment trial", tmp_path
+    table = measure_cells("trial", some_cells(asked), {"steps": 3}, "coral-lab experiment trial", tmp_path)
+    again = measure_cells(
+        "trial",
+        some_cells(asked, ("one", "two", "three")),
+        {"steps": 3},
+        "coral-lab experiment trial",
+        tmp_path,
     )
     assert asked == ["one", "two", "three"]
     assert table["arm"].tolist() == ["one", "two"]
@@ -32,36 +36,41 @@ def test_a_cell_is_run_once_and_kept_with_its_command(tmp_path):
     assert table["commit"].str.len().gt(0).all()
     for file in ("trial.csv", "trial-ranks.csv", "trial-queries.csv"):
         assert (tmp_path / file).read_text().startswith("# coral-lab experiment trial\n")
-    ranks = read(tmp_path / "trial-ranks.csv", "query")
+    ranks = read_results(tmp_path / "trial-ranks.csv", "query")
     assert ranks.to_dict("list") == {"one 0": [1, -1], "two 0": [1, -1], "three 0": [1, -1]}
-    assert read(tmp_path / "trial-queries.csv")["arm"].tolist() == ["one"] * 2 + ["two"] * 2 + ["three"] * 2
+    assert (
+        read_results(tmp_path / "trial-queries.csv")["arm"].tolist()
+        == ["one"] * 2 + ["two"] * 2 + ["three"] * 2
+    )
     with pytest.raises(ValueError, match=r"has cells of {'steps': 3}, not {'steps': 4}; move it"):
-        run("trial", cells(asked), {"steps": 4}, "", tmp_path)
+        measure_cells("trial", some_cells(asked), {"steps": 4}, "", tmp_path)
 
 
 def test_a_run_that_was_killed_goes_on(tmp_path):
-    """Killed after a cell's ranks were written and before its row was: the cell is measured again, and stands once."""
+    """Killed after a cell's ranks were written and before its row was: the cell is measured again, and stands
+    once.
+    """
     asked: list = []
 
     def killed():
         raise KeyboardInterrupt
 
-    broken = [*cells(asked, ("one",)), Cell("two", 0, killed)]
+    broken = [*some_cells(asked, ("one",)), Cell("two", 0, killed)]
     with pytest.raises(KeyboardInterrupt):
-        run("trial", broken, {}, "command", tmp_path)
-    experiments._keep_ranks(tmp_path / "trial-ranks.csv", "two 0", RANKS, "command")
-    experiments._keep_rows(tmp_path / "trial-queries.csv", "two", ROWS, "command")
-    run("trial", cells(asked), {}, "command", tmp_path)
+        measure_cells("trial", broken, {}, "command", tmp_path)
+    cells._keep_ranks(tmp_path / "trial-ranks.csv", "two 0", RANKS, "command")
+    cells._keep_rows(tmp_path / "trial-queries.csv", "two", ROWS, "command")
+    measure_cells("trial", some_cells(asked), {}, "command", tmp_path)
     assert asked == ["one", "two"]
-    assert list(read(tmp_path / "trial-ranks.csv", "query")) == ["one 0", "two 0"]
-    assert len(read(tmp_path / "trial-queries.csv")) == 4
+    assert list(read_results(tmp_path / "trial-ranks.csv", "query")) == ["one 0", "two 0"]
+    assert len(read_results(tmp_path / "trial-queries.csv")) == 4
 
 
 @pytest.mark.parametrize("commit", ["8855950", "0012345", "12e4567", "abc1234-dirty"])
 def test_a_commit_stays_what_it_is(commit, tmp_path, monkeypatch):
-    monkeypatch.setattr(experiments, "provenance", lambda: {"commit": commit})
-    run("trial", cells([]), {"steps": 3}, "command", tmp_path)
-    again = run("trial", cells([], ("one", "two", "three")), {"steps": 3}, "command", tmp_path)
+    monkeypatch.setattr(cells, "provenance", lambda: {"commit": commit})
+    measure_cells("trial", some_cells([]), {"steps": 3}, "command", tmp_path)
+    again = measure_cells("trial", some_cells([], ("one", "two", "three")), {"steps": 3}, "command", tmp_path)
     assert again["commit"].tolist() == [commit] * 3
 
 
@@ -78,15 +87,15 @@ def test_compare_pairs_queries_and_seeds():
     base = rng.choice([1, 2, -1], size=400)
     better = np.where(rng.random(400) < 0.2, 1, base)
     ranks = pd.DataFrame({"contrastive 0": base, "contrastive 1": base, "coral 0": better, "coral 1": better})
-    table = compare(ranks).set_index("arm")
+    table = compare_arms(ranks).set_index("arm")
     assert table.loc["coral", "difference"] == pytest.approx(((better == 1) * 1.0 - (base == 1)).mean())
     assert table.loc["coral", "p (Holm)"] < 0.01
     assert table.loc["contrastive", "difference"] == 0
     assert np.isnan(table.loc["contrastive", "p (Holm)"])
     with pytest.raises(ValueError, match="no cell of 'contrastive'"):
-        compare(ranks[["coral 0"]])
+        compare_arms(ranks[["coral 0"]])
     with pytest.raises(ValueError, match="coral has 1 seeds and contrastive 2; run as many"):
-        compare(ranks.drop(columns="coral 1"))
+        compare_arms(ranks.drop(columns="coral 1"))
 
 
 def test_holm_by_hand():

@@ -5,21 +5,24 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from coral_lab.mini.catalogue import catalogue, stated
+from coral_lab.mini.merit_mini import TRAITS, catalogue
+from coral_lab.mini.pairs import mini_pairs
+from coral_lab.mini.queries import stated
 from coral_lab.models.loading import load
-from coral_lab.replication import experiments as trials
-from coral_lab.replication.cells import read
+from coral_lab.replication import experiments
+from coral_lab.replication.cells import read_results
 from coral_lab.replication.experiments import (
     ARMS,
     Arm,
+    Plan,
     conditions,
     errors,
     formats,
     held_back,
     train_and_measure,
 )
-from coral_lab.sources.merit import OUT_OF_DISTRIBUTION, out_of_distribution
-from coral_lab.training.pairs import mini_pairs, pair_sampler
+from coral_lab.sources.package_files import shipped
+from coral_lab.training.pairs import pair_sampler
 from coral_lab.training.reconstruction import CONTRASTIVE, Coral
 
 
@@ -36,12 +39,12 @@ def test_the_arms_differ_by_the_terms_they_name():
     assert weighed == {"coral 0.05": {0.05}, "coral 1": {1}}
 
 
-@pytest.mark.parametrize("kind", OUT_OF_DISTRIBUTION)
+@pytest.mark.parametrize("kind", ["language", "class", "attribute"])
 def test_what_is_held_back_is_nowhere_in_training(kind):
-    gone, whole = set(OUT_OF_DISTRIBUTION[kind]), catalogue("mini", "train")
+    gone, whole = set(TRAITS.held_back[kind]), catalogue("mini", "train")
     shop = held_back(whole, kind)
     assert 1000 < len(shop.queries) < len(whole.queries)
-    languages = tuple(name for name in trials.LANGUAGES if name not in gone)
+    languages = tuple(name for name in experiments.LANGUAGES if name not in gone)
     pairs = pair_sampler(shop, mini_pairs(shop, negatives=1, languages=languages), 64, 4)
     for pair in [pair for step in range(4) for pair in pairs(step)]:
         products = (*pair.query.references, pair.positive, *pair.negatives)
@@ -54,7 +57,7 @@ def test_what_is_held_back_is_nowhere_in_training(kind):
         }[kind]
         assert not seen & gone
         assert set(pair.query.positives) <= {product.id for product in shop.products}
-    test = out_of_distribution(catalogue("mini"), kind)
+    test = catalogue("mini").out_of_distribution(kind)
     assert 0 < len(test.queries) < 2000
 
 
@@ -76,16 +79,18 @@ def test_arms_are_trained_as_they_say(small, random_folder, tmp_path, monkeypatc
         "control": Arm(CONTRASTIVE, held_back="class", control=True),
     }
     monkeypatch.setattr(
-        trials, "catalogue", lambda name, split: small if split == "test" else catalogue(name, split)
+        experiments, "catalogue", lambda name, split: small if split == "test" else catalogue(name, split)
     )
     sizes = []
-    sampler = trials.pair_sampler
+    trainer = experiments.train_pairs
     monkeypatch.setattr(
-        trials, "pair_sampler", lambda shop, *rest: sizes.append(len(shop.queries)) or sampler(shop, *rest)
+        experiments,
+        "train_pairs",
+        lambda model, shop, *rest: sizes.append(len(shop.queries)) or trainer(model, shop, *rest),
     )
-    settings = {"steps": 1, "batch_size": 4, "queries": 5, "start": str(random_folder), "arms": arms}
+    plan = Plan(seeds=1, steps=1, batch_size=4, queries=5, start=str(random_folder))
     places = {"out": tmp_path / "results", "work": tmp_path / "work"}
-    first = train_and_measure("methods", 1, **settings, **places)
+    first = train_and_measure("methods", plan, arms=arms, **places)
     (work,) = places["work"].iterdir()  # of these weights: cells of others go on from nothing of these
     assert first["arm"].tolist() == list(arms)
     assert first["R@10"].between(0, 1).all()
@@ -95,23 +100,25 @@ def test_arms_are_trained_as_they_say(small, random_folder, tmp_path, monkeypatc
     assert not (work / "methods-coral-0" / "adapter_model.safetensors").is_file()
     assert (work / "methods-coral-0" / "decoders.safetensors").is_file()
     assert (places["out"] / "methods.csv").read_text().split("\n")[0].endswith(f" --start {random_folder}")
-    ranks = read(places["out"] / "methods-ranks.csv", "query")
+    ranks = read_results(places["out"] / "methods-ranks.csv", "query")
     assert list(ranks) == [f"{arm} 0" for arm in arms]
     assert len(ranks) == 5
-    monkeypatch.setattr(trials, "_train", lambda *_: pytest.fail("trained again"))
-    again = train_and_measure("methods", 1, **settings, **places)
+    monkeypatch.setattr(experiments, "_train", lambda *_: pytest.fail("trained again"))
+    again = train_and_measure("methods", plan, arms=arms, **places)
     pd.testing.assert_frame_equal(first, again, check_dtype=False)
     learnt = load(random_folder)
     learnt.network.lm_head.weight.data += 1
-    monkeypatch.setattr(trials, "load", lambda *_, **__: learnt)
+    monkeypatch.setattr(experiments, "load", lambda *_, **__: learnt)
     with pytest.raises(ValueError, match=r"'weights': 'xxh3 .*; move it"):
-        train_and_measure("methods", 1, **settings, **places)
+        train_and_measure("methods", plan, arms=arms, **places)
 
 
 @pytest.mark.parametrize("name", ["loss-ablation", "methods"])
-def test_committed_cells_are_of_the_base_that_is_shipped(name, monkeypatch):
-    monkeypatch.setattr(trials, "_train", lambda *_: pytest.fail("a cell is missing"))
-    assert len(train_and_measure(name)) == 3 * len(ARMS[name])
+def test_committed_cells_are_of_the_base_that_is_shipped(name, monkeypatch, tmp_path):
+    monkeypatch.setattr(experiments, "_train", lambda *_: pytest.fail("a cell is missing"))
+    assert len(train_and_measure(name, out=tmp_path)) == 3 * len(ARMS[name])
+    kept, committed = (read_results(folder / f"{name}.csv") for folder in (tmp_path, shipped("data/results")))
+    pd.testing.assert_frame_equal(kept, committed)
 
 
 def test_checkpoints_are_asked_in_every_format_with_conditions_changed_and_sorted_by_mistake(
@@ -127,7 +134,7 @@ def test_checkpoints_are_asked_in_every_format_with_conditions_changed_and_sorte
     assert (tmp_path / "formats.csv").read_text().startswith("# coral-lab experiment formats\n")
 
     conditions(shop, models, **places)
-    rows = read(tmp_path / "conditions-queries.csv")
+    rows = read_results(tmp_path / "conditions-queries.csv")
     asked = sum(len(query.conditions) for query in some)
     assert (rows["edit"] == "dropped").sum() == asked
     assert rows[["kept", "old", "new"]].isin([0, 1, float("nan")]).all(axis=None)
@@ -136,5 +143,5 @@ def test_checkpoints_are_asked_in_every_format_with_conditions_changed_and_sorte
     assert rows.loc[rows["edit"] == "dropped", ["old", "new"]].isna().all(axis=None)
 
     table = errors(shop, models, **places)
-    rows = read(tmp_path / "mistakes-queries.csv")
+    rows = read_results(tmp_path / "mistakes-queries.csv")
     assert len(rows) == round(table["wrong"].iloc[0] * len(some))

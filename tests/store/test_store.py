@@ -1,4 +1,6 @@
-"""What is in a store is what was encoded, nothing stale, nothing lost, nothing twice; and it says what it cannot read."""
+"""What is in a store is what was encoded, nothing stale, nothing lost, nothing twice; and it says what it
+cannot read.
+"""
 
 import os
 import random
@@ -16,11 +18,12 @@ import torch
 from pyarrow import parquet
 
 import coral_lab as cl
-from coral_lab import ItemError, Product, encode, load, open_store
-from coral_lab import encoder as encoder_module
+from coral_lab import Product, Settings, encode, load, open_store
+from coral_lab.errors import ItemError, StoreError
+from coral_lab.models import embedding
 from coral_lab.store import fingerprints
 from coral_lab.store.store import recall
-from coral_lab.store.tables import MARKER, Row, StoreError, Vectors
+from coral_lab.store.tables import MARKER, Record, Table
 from coral_lab.store.topk import top_k
 from tests.conftest import noise
 
@@ -29,9 +32,9 @@ from tests.conftest import noise
 def counted(monkeypatch):
     """How many items were really encoded."""
     calls = []
-    plain = encoder_module._embed
+    plain = embedding._embed
     monkeypatch.setattr(
-        encoder_module, "_embed", lambda model, batch: calls.append(len(batch)) or plain(model, batch)
+        embedding, "_embed", lambda model, batch: calls.append(len(batch)) or plain(model, batch)
     )
     return calls
 
@@ -43,12 +46,12 @@ def folder(tmp_path):
 
 def test_the_second_time_nothing_is_encoded_and_all_is_the_same(random_model, shop, folder, counted):
     items = [*shop.products[:20], *shop.queries[:10], [{"role": "user", "content": "a red bag"}]]
-    first = encode(random_model, items, store=folder)
+    first = encode(random_model, items, settings=Settings(store=folder))
     assert sum(counted) == 31
-    second = encode(random_model, items[::-1], store=folder)
+    second = encode(random_model, items[::-1], settings=Settings(store=folder))
     assert sum(counted) == 31
     np.testing.assert_array_equal(first, second[::-1])
-    np.testing.assert_allclose(first, encode(random_model, items, store=""), atol=1e-5)
+    np.testing.assert_allclose(first, encode(random_model, items, settings=Settings(store="")), atol=1e-5)
 
 
 def test_the_environment_says_where_and_nothing_is_kept_without(
@@ -58,7 +61,7 @@ def test_the_environment_says_where_and_nothing_is_kept_without(
     for _ in range(2):
         encode(random_model, shop.products[:3])
     assert sum(counted) == 3
-    encode(random_model, shop.products[:3], store="")
+    encode(random_model, shop.products[:3], settings=Settings(store=""))
     assert sum(counted) == 6
     monkeypatch.delenv("CORAL_LAB_STORE")
     encode(random_model, shop.products[:3])
@@ -71,8 +74,10 @@ def test_whatever_changes_an_embedding_makes_a_new_one(random_folder, shop, fold
 
     def fresh(item, model, **options):
         before = len(counted)
-        row = encode(model, item, store=folder, **options)
-        np.testing.assert_allclose(row, encode(model, item, store="", **options), atol=1e-5)
+        row = encode(model, item, **options, settings=Settings(store=folder))
+        np.testing.assert_allclose(
+            row, encode(model, item, **options, settings=Settings(store="")), atol=1e-5
+        )
         return len(counted) - before - 1
 
     model = load(random_folder)
@@ -98,7 +103,7 @@ def test_a_picture_s_file_may_change_under_its_name(random_model, tmp_path, fold
     for seed in (0, 1):
         noise(60, 60, seed=seed).save(file)
         os.utime(file, ns=(0, 0))
-        rows.append(encode(random_model, Product("1", "t", file), store=folder))
+        rows.append(encode(random_model, Product("1", "t", file), settings=Settings(store=folder)))
         random_model.pixels._kept.clear()
     assert sum(counted) == 2
     assert np.abs(rows[0] - rows[1]).max() > 1e-4
@@ -132,7 +137,7 @@ def filled(random_model, shop, tmp_path_factory):
 
 def test_search_is_exact_and_filters_by_metadata(filled, random_model, shop):
     query = shop.queries[0]
-    pool = cl.index(random_model, shop.products[:120], store="")
+    pool = cl.index(random_model, shop.products[:120], settings=cl.Settings(store=""))
     expected = pool.search(query, k=8)
     found = filled.search(query, k=8)
     assert [hit.product.id for hit in found] == [hit.product.id for hit in expected]
@@ -171,7 +176,9 @@ def test_exports_agree(filled, random_model, shop, tmp_path):
     ids, rows = filled.to_numpy()
     assert ids == sorted(p.id for p in shop.products[:120])
     np.testing.assert_allclose(
-        rows[ids.index(shop.products[3].id)], encode(random_model, shop.products[3], store="")[0], atol=1e-5
+        rows[ids.index(shop.products[3].id)],
+        encode(random_model, shop.products[3], settings=Settings(store=""))[0],
+        atol=1e-5,
     )
     filled.to_parquet(tmp_path / "out.parquet")
     table = parquet.read_table(tmp_path / "out.parquet")
@@ -202,41 +209,43 @@ def test_bad_items_are_skipped_and_listed(random_model, shop, folder, tmp_path, 
     )
     items = [*good[:20], bad[0], *good[20:], bad[1]]
     with pytest.raises(ItemError, match="product bad"):
-        encode(random_model, items, store="")
+        encode(random_model, items, settings=Settings(store=""))
     for store in ("", folder):
-        rows = encode(random_model, items, store=store, on_error="skip")
+        rows = encode(random_model, items, settings=Settings(store=store, on_error="skip"))
         assert np.isnan(rows).all(1).nonzero()[0].tolist() == [20, 41]
-        np.testing.assert_allclose(rows[:20], encode(random_model, good[:20], store=""), atol=1e-5)
+        np.testing.assert_allclose(
+            rows[:20], encode(random_model, good[:20], settings=Settings(store="")), atol=1e-5
+        )
     assert "product bad" in caplog.text
     assert "product gone" in caplog.text
-    added = open_store(folder, random_model).add(items, on_error="skip")
+    added = open_store(folder, random_model).add(items, settings=Settings(on_error="skip"))
     assert (added.products, [error.item for error in added.skipped]) == (
         40,
         ["product bad", "product gone"],
     )
-    pool = cl.index(random_model, items, on_error="skip", store="")
+    pool = cl.index(random_model, items, settings=cl.Settings(on_error="skip", store=""))
     assert [p.id for p in pool.products] == [p.id for p in good]
     assert [error.item for error in pool.skipped] == ["product bad", "product gone"]
     with pytest.raises(ValueError, match="on_error"):
-        encode(random_model, items, on_error="ignore")
+        encode(random_model, items, settings=Settings(on_error="ignore"))
 
 
 def test_what_was_done_before_an_error_is_kept(random_model, shop, folder, counted):
     items = [*shop.products[:64], Product("bad", "t", b"no picture")]
     with pytest.raises(ItemError, match="product bad"):
-        encode(random_model, items, store=folder, batch_size=8)
+        encode(random_model, items, settings=Settings(store=folder, batch_size=8))
     done = sum(counted)
     assert done > 0
-    encode(random_model, shop.products[:64], store=folder, batch_size=8)
+    encode(random_model, shop.products[:64], settings=Settings(store=folder, batch_size=8))
     assert sum(counted) <= 64 + 8
 
 
 def vectors(folder, dim=4):
-    return Vectors(str(folder), "table", dim, {"model": "toy"})
+    return Table(str(folder), "table", dim, {"model": "toy"})
 
 
 def rows(*ids, key=""):
-    return [Row(f"{key}{id}", "product", id) for id in ids]
+    return [Record(f"{key}{id}", "product", id) for id in ids]
 
 
 def test_a_commit_replaces_rows_of_the_same_name(folder):
@@ -288,7 +297,7 @@ def test_what_is_no_store_or_another_version_is_an_error(random_model, shop, tmp
     own = tmp_path / "own"
     found = open_store(own, random_model)
     found.add(shop.products[:2])
-    lancedb.connect(str(own)).open_table(found.vectors.name).add_columns({"extra": "1"})
+    lancedb.connect(str(own)).open_table(found.table.name).add_columns({"extra": "1"})
     with pytest.raises(StoreError, match="other columns"):
         len(found)
 
@@ -308,7 +317,7 @@ def test_a_full_disk_is_one_clear_error(folder, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Vectors, "_write", full)
+    monkeypatch.setattr(Table, "_write", full)
     with pytest.raises(StoreError, match="what was committed before is safe"):
         table.commit(rows("b"), np.ones((1, 4), np.float32))
     assert table.to_numpy()[0] == ["a"]
@@ -323,14 +332,13 @@ for line in sys.stdin:
     child = os.fork()
     if not child:
         torch.set_num_threads(1)
-        import coral_lab.encoder as encoder
-        from coral_lab.mini import catalogue
-        from coral_lab import encode, load
+        from coral_lab.store import keeping
+        from coral_lab import Settings, dataset, encode, load
         model, store, count = line.rstrip("\\n").split("\\t")
-        encoder.COMMIT_EVERY = 0.05
-        model, products = load(model), catalogue("mini").products[: int(count)]
+        keeping.COMMIT_EVERY = 0.05
+        model, products = load(model), dataset("mini").products[: int(count)]
         print("ready", os.getpid(), flush=True)
-        encode(model, products, store=store, batch_size=16, progress=False)
+        encode(model, products, settings=Settings(store=store, batch_size=16, progress=False))
         print("done", flush=True)
         os._exit(0)
     os.waitpid(child, 0)
@@ -374,7 +382,7 @@ def finish(process) -> bool:
 def check(process, model, folder, count):
     """All rows, each once, and to the bit those of a run that nobody disturbed."""
     ids, found = open_store(folder, load(model)).to_numpy()
-    assert ids == sorted(p.id for p in cl.catalogue("mini").products[:count]), "rows are lost or doubled"
+    assert ids == sorted(p.id for p in cl.dataset("mini").products[:count]), "rows are lost or doubled"
     calm = folder.parent / "calm"
     begin(process, model, calm, count)
     assert finish(process)

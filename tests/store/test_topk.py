@@ -8,14 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coral_lab.store import topk as search
+from coral_lab.store import topk
 from coral_lab.store.topk import top_k
 
 
 @pytest.fixture(autouse=True, scope="module")
 def small_pools_are_worth_int8():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search, "SIZE", 1)
+        patch.setattr(topk, "SIZE", 1)
         yield
 
 
@@ -83,9 +83,9 @@ def test_cutting_the_work_into_blocks_changes_nothing(monkeypatch, block_bytes, 
     queries, candidates = vectors(20, low=low), vectors(50, seed=1, low=low)
     whole = top_k(queries, candidates, 5)
     sizes = []
-    best = search._best
-    monkeypatch.setattr(search, "BLOCK_BYTES", block_bytes)
-    monkeypatch.setattr(search, "_best", lambda scores, k: sizes.append(len(scores)) or best(scores, k))
+    best = topk._best
+    monkeypatch.setattr(topk, "BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(topk, "_best", lambda scores, k: sizes.append(len(scores)) or best(scores, k))
     scores, rows = top_k(queries, candidates, 5)
     assert sum(sizes) == 20
     assert max(sizes) == max(1, block_bytes // (4 * 50))
@@ -136,11 +136,13 @@ def test_a_row_that_is_not_finite_is_named(name, value):
 
 
 def by_int8(monkeypatch) -> list[int]:
-    """From here on, how many queries int8 left to float32, call by call; skips where the processor has none."""
-    if not search._has_int8():
+    """From here on, how many queries int8 left to float32, call by call; skips where the processor has
+    none.
+    """
+    if not topk._has_int8():
         pytest.skip("the processor has no VNNI")
-    left, pass_ = [], search._by_int8
-    monkeypatch.setattr(search, "_by_int8", lambda *a: (rows := pass_(*a), left.append(len(rows)))[0])
+    left, pass_ = [], topk._by_int8
+    monkeypatch.setattr(topk, "_by_int8", lambda *a: (rows := pass_(*a), left.append(len(rows)))[0])
     return left
 
 
@@ -168,7 +170,7 @@ def test_a_prepared_pool_gives_what_sorting_gives_to_the_last_bit(monkeypatch, n
     left = by_int8(monkeypatch)
     candidates = clusters(6000, 64, 0, noise)
     queries = candidates[::200] + 0.1 * unit(30, 64, 5)
-    scores, rows = top_k(queries, search.prepare(candidates), k)
+    scores, rows = top_k(queries, topk.prepare(candidates), k)
     expected_scores, expected_rows = sorted_dots(queries, candidates, k)
     np.testing.assert_array_equal(rows, expected_rows)
     np.testing.assert_array_equal(scores, expected_scores)
@@ -179,7 +181,7 @@ def test_a_prepared_pool_gives_what_sorting_gives_to_the_last_bit(monkeypatch, n
 @given(st.integers(0, 2**32 - 1), st.integers(1, 70), st.sampled_from([-100, -1, 0, 1]), st.integers(2, 40))
 def test_ties_go_to_the_lower_row_in_a_prepared_pool(seed, k, low, dim):
     queries, candidates = vectors(5, dim, seed, low), vectors(32 * 4 * 70, dim, seed + 1, low)
-    pool = search.prepare(candidates)
+    pool = topk.prepare(candidates)
     scores, rows = top_k(queries, pool, k)
     expected_scores, expected_rows = sorted_dots(queries, candidates, k)
     np.testing.assert_array_equal(rows, expected_rows)
@@ -191,7 +193,7 @@ def test_more_near_duplicates_than_int8_can_tell_apart_are_left_to_float32(monke
     near = unit(1, 64, 0) + 1e-4 * unit(1500, 64, 1)
     candidates = np.concatenate([unit(1500, 64, 2), near / np.linalg.norm(near, axis=1, keepdims=True)])
     queries = np.concatenate([candidates[-1:], unit(1, 64, 2), candidates[-2:-1]])
-    scores, rows = top_k(queries, search.prepare(candidates), 10)
+    scores, rows = top_k(queries, topk.prepare(candidates), 10)
     assert left[0] >= 2
     expected_scores, expected_rows = sorted_dots(queries, candidates, 10)
     np.testing.assert_array_equal(rows, expected_rows)
@@ -201,13 +203,21 @@ def test_more_near_duplicates_than_int8_can_tell_apart_are_left_to_float32(monke
 def test_no_answer_depends_on_what_else_is_asked_or_on_blocks(monkeypatch):
     candidates = clusters(3000, 64, 0, 0.5)
     queries = np.concatenate([candidates[::75], unit(20, 64, 9)])
-    pool = search.prepare(candidates)
+    pool = topk.prepare(candidates)
     whole = top_k(queries, pool, 10)
     ways = [top_k(queries, candidates, 10)]
     ways += [tuple(map(np.concatenate, zip(*(top_k(q[None], pool, 10) for q in queries), strict=True)))]
     ways += [tuple(map(np.concatenate, zip(*(top_k(q[None], candidates, 10) for q in queries), strict=True)))]
-    for name, value in {"QUERIES": 7, "PART": 700, "TILE": 100, "PAIRS": 3, "ROWS": 50, "BLOCK_BYTES": 4 * 3000, "MANY": 1}.items():  # fmt: skip
-        monkeypatch.setattr(search, name, value)
+    for name, value in {
+        "QUERIES": 7,
+        "PART": 700,
+        "TILE": 100,
+        "PAIRS": 3,
+        "ROWS": 50,
+        "BLOCK_BYTES": 4 * 3000,
+        "MANY": 1,
+    }.items():
+        monkeypatch.setattr(topk, name, value)
         ways += [top_k(queries, pool, 10), top_k(queries, candidates, 10)]
     ways += [top_k(queries, np.asfortranarray(candidates), 10)]
     for scores, rows in ways:
@@ -217,9 +227,9 @@ def test_no_answer_depends_on_what_else_is_asked_or_on_blocks(monkeypatch):
 
 def test_without_int8_a_pool_is_searched_in_float32(monkeypatch):
     candidates = clusters(3000, 64, 0, 0.5)
-    expected = top_k(candidates[:30], search.prepare(candidates), 10)
-    monkeypatch.setattr(search, "_has_int8", lambda: False)
-    pool = search.prepare(candidates)
+    expected = top_k(candidates[:30], topk.prepare(candidates), 10)
+    monkeypatch.setattr(topk, "_has_int8", lambda: False)
+    pool = topk.prepare(candidates)
     assert pool.codes is None
     for found, wanted in zip(top_k(candidates[:30], pool, 10), expected, strict=True):
         np.testing.assert_array_equal(found, wanted)
@@ -233,7 +243,7 @@ def test_a_bfloat16_file_gives_what_its_rows_in_memory_give(tmp_path, prepared):
         str(tmp_path / "rows"), shared=False, size=rows.numel(), dtype=torch.bfloat16
     ).view(-1, 64)
     inside, queries = rows.float().numpy(), rows[:40].float().numpy()
-    found = top_k(queries, search.prepare(mapped) if prepared else mapped, 10)
+    found = top_k(queries, topk.prepare(mapped) if prepared else mapped, 10)
     for one, other in zip(found, top_k(queries, inside, 10), strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -241,7 +251,7 @@ def test_a_bfloat16_file_gives_what_its_rows_in_memory_give(tmp_path, prepared):
 def test_int8_products_do_not_saturate():
     ends = np.full((3000, 256), 1, np.float32)
     ends[1::2] = -1
-    scores, rows = top_k(ends[:2], search.prepare(ends), 2)
+    scores, rows = top_k(ends[:2], topk.prepare(ends), 2)
     np.testing.assert_array_equal(scores, np.full((2, 2), 256))
     np.testing.assert_array_equal(rows, [[0, 2], [1, 3]])
 
@@ -250,9 +260,9 @@ def test_a_pool_that_cannot_be_is_refused():
     broken = vectors(5000)
     broken[4321, 3] = np.nan
     with pytest.raises(ValueError, match="candidates hold NaN or infinity in row 4321"):
-        search.prepare(broken)
+        topk.prepare(broken)
     with pytest.raises(ValueError, match=r"shapes are \(2, 8\) and \(9, 7\)"):
-        top_k(vectors(2), search.prepare(vectors(9, 7)), 1)
-    assert len(search.prepare(vectors(9))) == 9
+        top_k(vectors(2), topk.prepare(vectors(9, 7)), 1)
+    assert len(topk.prepare(vectors(9))) == 9
     large = np.full((3, 4), 1e30, np.float32)  # finite, though its squares are not
-    assert search.prepare(large).norm == pytest.approx(2e30)
+    assert topk.prepare(large).norm == pytest.approx(2e30)

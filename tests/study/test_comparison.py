@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from coral_lab import Condition, Product, Query, encode, evaluate, index
+from coral_lab import Condition, Product, Query, Settings, encode, evaluate, index
 from coral_lab.metrics import paired_difference
-from coral_lab.study.comparison import compare, conditions_met, first_hits, judged, pool_for
+from coral_lab.study.comparison import compare_edits, conditions_met, first_hits, judged
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def pool(random_model, shop, query):
     products = {
         p.id: p for p in (*shop.products[:60], *map(shop.product, sorted(query.positives)), *query.references)
     }
-    return index(random_model, list(products.values()), store="")
+    return index(random_model, list(products.values()), settings=Settings(store=""))
 
 
 def test_comparing_is_a_paired_test_on_the_same_queries():
@@ -33,7 +33,7 @@ def test_comparing_is_a_paired_test_on_the_same_queries():
             for i, r in enumerate(own)
         ]
     )
-    found = compare(table, "edit", "as asked")
+    found = compare_edits(table, "edit", "as asked")
     expected = paired_difference(np.array([1.0, 0, 0, 0, 1, 0]), np.array([1.0, 1, 0, 0, 0, 1]))
     assert list(found.index) == ["other", "third"]
     row = found.loc["other"]
@@ -41,35 +41,37 @@ def test_comparing_is_a_paired_test_on_the_same_queries():
     assert row["p (Holm)"] == min(1, 2 * expected.p)
     assert (row["ranks"], row["worse"]) == (0.5, 0.5)  # shifts 0, 1, 3, 0, -2, 8
     with pytest.raises(ValueError, match="need the same queries"):
-        compare(table[:-1], "edit", "as asked")
+        compare_edits(table[:-1], "edit", "as asked")
     with pytest.raises(ValueError, match="baseline 'nothing'"):
-        compare(table, "edit", "nothing")
+        compare_edits(table, "edit", "nothing")
 
 
 def test_embeddings_made_by_hand_are_judged_as_a_model_s_own(pool, query):
     queries = [query, query.edited(id="again", text=" in red.")]
-    rows = encode(pool.model, queries, store="")
-    expected = evaluate(pool.model, queries, pool, k=50, store="")
+    rows = encode(pool.model, queries, settings=Settings(store=""))
+    expected = evaluate(pool.model, queries, pool, k=50, settings=Settings(store=""))
     found = judged(pool, queries, 7 * rows, k=50)  # whatever their length
-    np.testing.assert_array_equal(found.rows, expected.rows)
+    np.testing.assert_array_equal(found.ranked, expected.ranked)
     assert found.metrics == expected.metrics
 
 
 def test_a_smaller_pool_has_all_answers_and_the_dataset_s_order(shop):
     queries = shop.queries[:3]
     answers = {id for query in queries for id in query.positives}
-    found = [product.id for product in pool_for(shop, queries, len(answers) + 5)]
+    found = [product.id for product in shop.smaller_pool(queries, len(answers) + 5)]
     assert answers <= set(found)
     assert len(found) == len(answers) + 5
     assert found == [product.id for product in shop.products if product.id in set(found)]
-    assert {product.id for product in pool_for(shop, queries, 0)} == answers
+    assert {product.id for product in shop.smaller_pool(queries, 0)} == answers
 
 
 def test_first_hits_are_the_best_rows(pool, query):
-    (found,) = first_hits(evaluate(pool.model, [query], pool, store=""))
+    (found,) = first_hits(evaluate(pool.model, [query], pool, settings=Settings(store="")))
     assert found == pool.search(query, 1)[0].product
     alone = judged(
-        index(pool.model, query.references, store=""), [query], np.ones((1, pool.model.dim), np.float32)
+        index(pool.model, query.references, settings=Settings(store="")),
+        [query],
+        np.ones((1, pool.model.dim), np.float32),
     )
     with pytest.raises(ValueError, match="nothing but its own references"):
         first_hits(alone)

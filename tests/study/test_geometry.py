@@ -197,7 +197,7 @@ def test_maps_keep_neighbourhoods_and_aligned_maps_keep_places():
         (lambda: geometry.map_neighbours(np.zeros((3, 2)), 3), "choose 1 to 2"),
         (lambda: geometry.overlap(np.zeros((2, 2), int), np.zeros((2, 3), int)), "as many neighbours"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_measured_is_refused(call, says):
     with pytest.raises(ValueError, match=says):
         call()

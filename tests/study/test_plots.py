@@ -107,8 +107,11 @@ def test_several_maps_show_the_same_points_under_one_legend():
     labels = ["a", "b", "b"] * 4
     figure = scatter({"one": places, "two": 2 * places}, labels)
     assert [(t.name, t.showlegend, t.xaxis) for t in figure.data] == [
-        ("b", True, "x"), ("b", False, "x2"), ("a", True, "x"), ("a", False, "x2"),
-    ]  # fmt: skip
+        ("b", True, "x"),
+        ("b", False, "x2"),
+        ("a", True, "x"),
+        ("a", False, "x2"),
+    ]
     np.testing.assert_allclose(figure.data[1].x, 2 * figure.data[0].x)
     with pytest.raises(ValueError, match="12 labels for 11 two"):
         scatter({"one": places, "two": places[1:]}, labels)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from coral_lab.mini.catalogue import catalogue
+from coral_lab.mini.merit_mini import catalogue
 from coral_lab.study.probing import probe, probe_checkpoint
 
 
@@ -10,7 +10,10 @@ def test_probes_find_what_is_there_and_only_that():
     random = np.random.default_rng(0)
     colors, sizes = random.integers(4, size=1200), random.integers(3, size=1200)
     rows = np.eye(4, 6, dtype=np.float32)[colors] + 0.1 * random.standard_normal((1200, 6)).astype(np.float32)
-    labels = [{"color": str(c), "size": str(s)} | ({"rare": "x"} if i < 9 else {}) for i, (c, s) in enumerate(zip(colors, sizes, strict=True))]  # fmt: skip
+    labels = [
+        {"color": str(c), "size": str(s)} | ({"rare": "x"} if i < 9 else {})
+        for i, (c, s) in enumerate(zip(colors, sizes, strict=True))
+    ]
     found = probe(rows[:800], labels[:800], rows[800:], labels[800:]).set_index("attribute")
     assert set(found.index) == {"color", "size"}
     assert found.loc["color", "accuracy"] > 0.98

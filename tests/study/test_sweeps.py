@@ -1,31 +1,34 @@
-"""Interventions change what they say and nothing else; a sweep's ranks are those of a full sort."""
+"""Edits change what they say and nothing else; a sweep's ranks are those of a full sort."""
 
 import math
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 
-from coral_lab import Condition, ItemError, Product, Query, encode, index
-from coral_lab.evaluation import Index
-from coral_lab.interleaved import describe, parts
-from coral_lab.study.sweeps import (
+from coral_lab import Condition, Product, Query, Settings, encode, index
+from coral_lab.errors import ItemError
+from coral_lab.prompts import describe, parts
+from coral_lab.query import Traits
+from coral_lab.retrieval import Index
+from coral_lab.study.edits import (
     apply,
-    attribution,
     captioned,
     code_switched,
     dropped,
-    heeded,
     identity,
     images_only,
     neutralised,
     orders,
     product_of,
+    retitled,
     shown_by,
     swapped,
-    sweep,
     text_only,
     translated,
 )
+from coral_lab.study.sweeps import attribution, heeded, sweep
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +40,7 @@ def query(shop):
 def pool(random_model, shop, query):
     wanted = {*query.positives, *(p.id for p in query.references)}
     products = {p.id: p for p in (*shop.products[:150], *map(shop.product, sorted(wanted)))}
-    return index(random_model, list(products.values()), store="")
+    return index(random_model, list(products.values()), settings=Settings(store=""))
 
 
 def test_orders_are_all_permutations_and_the_first_is_as_asked(query):
@@ -96,22 +99,22 @@ def test_a_neutral_reference_keeps_the_sentence_and_says_nothing(query):
         assert grey.picture.getcolors() == [(224 * 224, (128, 128, 128))]
 
 
-def test_translation_changes_words_and_not_what_is_asked(query):
-    ((name, edited),) = translated("th", "vi")(query)
-    assert name == "titles th instruction vi"
+def test_translation_changes_words_and_not_what_is_asked(query, shop):
+    ((name, edited),) = product_of(retitled(shop.traits, "th"), translated("vi"))(query)
+    assert name == "titles th · instruction vi"
     assert {p.language for p in edited.references} == {"th"}
     assert edited.language == "vi"
     assert [c.value for c in edited.conditions] == [c.value for c in query.conditions]
     assert [p.image for p in edited.references] == [p.image for p in query.references]
 
 
-def test_code_switching_gives_each_reference_its_own_language(query):
-    ((name, edited),) = code_switched(query)
+def test_code_switching_gives_each_reference_its_own_language(query, shop):
+    ((name, edited),) = code_switched(shop.traits)(query)
     assert name == "code-switched"
     assert len({p.language for p in edited.references}) == 3
     assert [p.image for p in edited.references] == [p.image for p in query.references]
     assert [c.value for c in edited.conditions] == [c.value for c in query.conditions]
-    assert [p.title for p in dict(code_switched(query))[name].references] == [
+    assert [p.title for p in dict(code_switched(shop.traits)(query))[name].references] == [
         p.title for p in edited.references
     ]
 
@@ -141,8 +144,14 @@ def test_applying_is_for_one_edit_a_query(query):
         apply(orders, [query])
 
 
-def test_a_product_of_interventions_is_every_combination(query):
-    found = dict(product_of(orders, translated("en"))(query))
+def test_titles_change_only_where_there_are_parallel_ones(query):
+    for edit in (partial(retitled, language="th"), code_switched):
+        with pytest.raises(ValueError, match="one title a product"):
+            edit(Traits())
+
+
+def test_a_product_of_edits_is_every_combination(query, shop):
+    found = dict(product_of(orders, retitled(shop.traits, "en"))(query))
     assert len(found) == 6
     assert "2-1-0 · titles en" in found
     assert all(edited.parent is query for edited in found.values())
@@ -155,7 +164,7 @@ def test_a_sweep_ranks_as_a_full_sort_does(pool, query):
     gone = {p.id for p in query.references} - set(query.positives)
     edits = [edited for make in (identity, orders, dropped, text_only) for _, edited in make(query)]
     for (_, row), edited in zip(table.iterrows(), edits, strict=True):
-        scores = pool.embeddings @ encode(pool.model, edited, store="")[0]
+        scores = pool.embeddings @ encode(pool.model, edited, settings=Settings(store=""))[0]
         order = [
             pool.products[i].id for i in np.argsort(-scores, kind="stable") if pool.products[i].id not in gone
         ]
@@ -191,7 +200,8 @@ def test_each_picture_of_a_sweep_is_looked_at_once_a_format(pool, shop, monkeypa
         return tower(values, grids, **options)
 
     monkeypatch.setattr(pool.model.network.model, "get_image_features", counted)
-    table = sweep(pool, queries, [orders, dropped, text_only], batch_size=8, store="")
+    small = replace(pool, settings=Settings(batch_size=8, store=""))
+    table = sweep(small, queries, [orders, dropped, text_only])
     assert len(table) == 4 * (1 + 2 + 2 + 1)
     assert sum(looked) == len({p.id for q in queries for p in q.references}) == 8
     assert len(looked) == 4  # 6 edits a query, 8 a batch
@@ -208,9 +218,11 @@ def test_attribution_is_the_difference_of_two_scores(pool, query, how):
     table = attribution(pool, query, k=4, how=how)
     assert len(table) == 4 * 3
     gone = {p.id for p in query.references} - set(query.positives)
-    asked, *without = encode(pool.model, [query, *(edited for _, edited in how(query))], store="")
+    asked, *without = encode(
+        pool.model, [query, *(edited for _, edited in how(query))], settings=Settings(store="")
+    )
     for _, row in table.iterrows():
-        place, other = pool.rows[row["id"]], pool.embeddings @ without[row["condition"]]
+        place, other = pool.row_of[row["id"]], pool.embeddings @ without[row["condition"]]
         assert row["score_drop"] == pytest.approx(
             float(asked @ pool.embeddings[place] - other[place]), abs=1e-5
         )
@@ -220,18 +232,26 @@ def test_attribution_is_the_difference_of_two_scores(pool, query, how):
 
 
 def test_a_condition_is_heeded_where_it_adds_more_to_what_meets_it(pool, monkeypatch):
-    """Three products of one class and a query whose scores are given: colour decides, size adds the same to all."""
-    products = [Product(f"p{i}", "", None, "bag", attributes={"color": (c,), "size": (s,)})
-                for i, (c, s) in enumerate([("red", "S"), ("red", "M"), ("blue", "S")])]  # fmt: skip
-    query = Query("q", "bag", (Condition("color", Product("a", "A"), "red"), Condition("size", Product("b", "B"), "S")),
-                  positives=("p0",))  # fmt: skip
+    """Three products of one class and a query whose scores are given: colour decides, size adds the same to
+    all.
+    """
+    products = [
+        Product(f"p{i}", "", None, "bag", attributes={"color": (c,), "size": (s,)})
+        for i, (c, s) in enumerate([("red", "S"), ("red", "M"), ("blue", "S")])
+    ]
+    query = Query(
+        "q",
+        "bag",
+        (Condition("color", Product("a", "A"), "red"), Condition("size", Product("b", "B"), "S")),
+        positives=("p0",),
+    )
     scores = np.array(
         [[0.9, 0.8, 0.4], [0.6, 0.7, 0.6], [0.7, 0.6, 0.2]], np.float32
     )  # asked, no colour, no size
     index = Index(pool.model, products, np.eye(3, dtype=np.float32))
     items = [query, *(edited for _, edited in dropped(query))]
     monkeypatch.setattr(
-        "coral_lab.study.sweeps.encode", lambda _, asked, **__: scores[[items.index(q) for q in asked]]
+        "coral_lab.study.sweeps.encode", lambda _, asked, *__: scores[[items.index(q) for q in asked]]
     )
     table = heeded(index, [query]).set_index("attribute")
     assert table.loc["color", "gain"] == pytest.approx((0.3 + 0.1) / 2 - -0.2)

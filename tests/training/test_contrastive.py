@@ -1,18 +1,23 @@
-"""A batch in parts or with adapters gives the gradients of the whole; test_parallel.py has several processes."""
+"""A batch in parts or with adapters gives the gradients of the whole; test_parallel.py has several
+processes.
+"""
 
 import pytest
 import torch
 
 from coral_lab import load
 from coral_lab.mini.architecture import untrained
+from coral_lab.mini.pairs import mini_pairs
 from coral_lab.mini.recipe import corpus
-from coral_lab.models.inputs import pool, see
-from coral_lab.models.loading import add_lora
+from coral_lab.models.forward import normalised
 from coral_lab.models.prefixes import last_states
-from coral_lab.training.contrastive import Pair, contrastive_objective, gradients, make_batch
-from coral_lab.training.loop import TrainConfig, train
+from coral_lab.models.vision import vision_of
+from coral_lab.training.augment import moving
+from coral_lab.training.contrastive import Pair, StepConfig, contrastive_objective, gradients, make_batch
+from coral_lab.training.loop import TrainConfig, train_loop
+from coral_lab.training.lora import add_lora
 from coral_lab.training.losses import info_nce
-from coral_lab.training.pairs import mini_pairs, pair_sampler
+from coral_lab.training.pairs import pair_sampler
 from coral_lab.training.reconstruction import (
     CONTRASTIVE,
     Coral,
@@ -38,10 +43,10 @@ def collected(model, heads) -> dict[str, torch.Tensor]:
 
 def whole_loss(model, heads, batch, coral):
     """The objective written out: one graph, one sum."""
-    vision = see(model, batch.prompts, batch.moves)
+    vision = vision_of(model, batch.prompts, moving(model, batch.moves))
     queries = last_states(model, batch.queries, vision)
     candidates = last_states(model, batch.positives + batch.negatives, vision)
-    loss = info_nce(pool(queries), pool(candidates), heads.temperature, batch.also_positive)
+    loss = info_nce(normalised(queries), normalised(candidates), heads.temperature, batch.also_positive)
     terms = {"contrastive": loss}
     if coral.weights:
         targets = content(model, batch.positives, vision, heads.longest)
@@ -104,10 +109,10 @@ def test_the_objective_learns_a_batch_by_heart(random_folder, pairs, tmp_path):
     """Every term falls when the same six pairs are shown again and again."""
     model, coral = load(random_folder), Coral()
     heads = decoders(model, coral)
-    objective = contrastive_objective(model, heads, lambda step: pairs, coral)
+    objective = contrastive_objective(model, heads, lambda step: pairs, StepConfig(coral))
     config = TrainConfig(steps=25, learning_rate=3e-3, warmup=3, checkpoint_every=100)
     rows = []
-    train(model, objective, config, tmp_path, decoders=heads, on_step=rows.append)
+    train_loop(model, objective, config, tmp_path, decoders=heads, on_step=rows.append)
     for name in ("contrastive", *coral.weights):
         assert rows[-1][name] < 0.9 * rows[0][name], name
     assert (tmp_path / "decoders.safetensors").is_file()
@@ -118,7 +123,9 @@ def test_the_objective_learns_a_batch_by_heart(random_folder, pairs, tmp_path):
 
 @pytest.mark.parametrize("lora", [None, 4])
 def test_a_step_of_the_3bs_architecture_with_the_real_vocabulary(shop, pairs, tmp_path, lora):
-    """36 and 32 layers, grouped-query attention, 151,936 words as in Qwen2.5-VL-3B; only the width is small."""
+    """36 and 32 layers, grouped-query attention, 151,936 words as in Qwen2.5-VL-3B; only the width is
+    small.
+    """
     text = {"num_hidden_layers": 36, "num_attention_heads": 16, "vocab_size": 151_936}
     text["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 1, 2]}
     vision = {"depth": 32, "fullatt_block_indexes": [7, 15, 23, 31]}
@@ -131,8 +138,8 @@ def test_a_step_of_the_3bs_architecture_with_the_real_vocabulary(shop, pairs, tm
     coral = Coral()
     heads = decoders(model, coral)
     before = {name: p.detach().clone() for name, p in model.network.named_parameters()}
-    objective = contrastive_objective(model, heads, lambda step: pairs[:2], coral, chunk=1)
-    train(model, objective, TrainConfig(steps=1, warmup=1), tmp_path / "out", decoders=heads)
+    objective = contrastive_objective(model, heads, lambda step: pairs[:2], StepConfig(coral, chunk=1))
+    train_loop(model, objective, TrainConfig(steps=1, warmup=1), tmp_path / "out", decoders=heads)
     moved = {name for name, p in model.network.named_parameters() if not torch.equal(p, before[name])}
     assert moved
     assert all("lora" in name for name in moved) == bool(lora)
@@ -140,5 +147,5 @@ def test_a_step_of_the_3bs_architecture_with_the_real_vocabulary(shop, pairs, tm
     with torch.no_grad():
         prompts = make_batch(model, pairs[:1]).queries
         model.network.eval()
-        ours, loaded = (last_states(m, prompts, see(m, prompts)) for m in (model, again))
+        ours, loaded = (last_states(m, prompts, vision_of(m, prompts)) for m in (model, again))
     torch.testing.assert_close(ours, loaded, atol=1e-5, rtol=1e-4)

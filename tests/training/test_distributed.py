@@ -8,7 +8,7 @@ import pytest
 
 CONTRASTIVE = """
 torch.manual_seed(0)
-shop, coral = catalogue("mini", "val"), Coral(learn_temperature=True)
+shop, coral = dataset("mini", "val"), Coral(learn_temperature=True)
 heads = decoders(model, coral)
 batch = make_batch(model, pair_sampler(shop, mini_pairs(shop, 1), 4, 10)(9), heads.longest, True)
 terms = gradients(model, heads, batch, coral)
@@ -17,7 +17,7 @@ modules = [model.network, heads]
 
 LESSONS = """
 mixture = Mixture(1.0, pictures=4, titles=2, products=2, queries=4, disputed=0.5)
-terms = base_objective(model, catalogue("mini", "val"), TrainConfig(steps=1), [mixture])(0).terms
+terms = base_objective(model, dataset("mini", "val"), TrainConfig(steps=1), [mixture])(0).terms
 modules = [model.network]
 """
 
@@ -25,21 +25,21 @@ WORKER = """
 import pickle, sys
 import torch
 torch.set_num_threads(1)
-from coral_lab.mini import catalogue
-from coral_lab import load
-from coral_lab.training import distributed as parallel
+from coral_lab import dataset, load
+from coral_lab.training import distributed
 from coral_lab.training.contrastive import gradients, make_batch
 from coral_lab.training.reconstruction import Coral, decoders
-from coral_lab.training.pairs import mini_pairs, pair_sampler
+from coral_lab.mini.pairs import mini_pairs
+from coral_lab.training.pairs import pair_sampler
 from coral_lab.mini.recipe import Mixture, base_objective
 from coral_lab.training.loop import TrainConfig
-parallel.start()
+distributed.start()
 model = load(sys.argv[1])
 {objective}
 named = [pair for module in modules for pair in module.named_parameters()]
-parallel.sum_gradients(p for _, p in named)
+distributed.sum_gradients(p for _, p in named)
 found = {{name: p.grad for name, p in named if p.grad is not None}}
-with open(f"{{sys.argv[2]}}-{{parallel.rank()}}", "wb") as file:
+with open(f"{{sys.argv[2]}}-{{distributed.rank()}}", "wb") as file:
     pickle.dump({{"terms": terms, "gradients": found}}, file)
 """
 

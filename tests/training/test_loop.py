@@ -17,8 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from coral_lab import encode, load
-from coral_lab.mini import recipe as stages
-from coral_lab.mini.catalogue import ATTRIBUTES, named_in_title, stated
+from coral_lab.mini import recipe
 from coral_lab.mini.lessons import (
     SLOTS,
     answer_loss,
@@ -28,11 +27,16 @@ from coral_lab.mini.lessons import (
     summary_loss,
     title_lesson,
 )
-from coral_lab.mini.recipe import DEFAULTS, RECIPE, Mixture, base_objective, disputed, run, run_all
-from coral_lab.models.inputs import pool, prompt, see
-from coral_lab.models.loading import add_lora, best_device
+from coral_lab.mini.queries import stated
+from coral_lab.mini.recipe import DEFAULTS, RECIPE, Mixture, base_objective, disputed, train_all, train_stage
+from coral_lab.mini.titles import ATTRIBUTES, named_in_title
+from coral_lab.models.forward import normalised
+from coral_lab.models.inputs import prompt
+from coral_lab.models.loading import best_device
 from coral_lab.models.prefixes import last_states
-from coral_lab.training.loop import Step, TrainConfig, backward, learning_rate, train
+from coral_lab.models.vision import vision_of
+from coral_lab.training.loop import Step, TrainConfig, backward, learning_rate, train_loop
+from coral_lab.training.lora import add_lora
 from coral_lab.training.reconstruction import Coral, decoders
 
 
@@ -51,7 +55,7 @@ CONFIG = TrainConfig(steps=6, warmup=2, checkpoint_every=2)
 
 def test_a_run_stopped_and_resumed_ends_with_the_same_weights(random_folder, tmp_path):
     whole = load(random_folder)
-    train(whole, quadratic(whole), CONFIG, tmp_path / "whole")
+    train_loop(whole, quadratic(whole), CONFIG, tmp_path / "whole")
 
     class Killed(Exception):
         pass
@@ -64,9 +68,9 @@ def test_a_run_stopped_and_resumed_ends_with_the_same_weights(random_folder, tmp
         return quadratic(part)(step)
 
     with pytest.raises(Killed):
-        train(part, dies_at_step_5, CONFIG, tmp_path / "part")
+        train_loop(part, dies_at_step_5, CONFIG, tmp_path / "part")
     fresh = load(random_folder)
-    train(fresh, quadratic(fresh), CONFIG, tmp_path / "part")
+    train_loop(fresh, quadratic(fresh), CONFIG, tmp_path / "part")
     for name, tensor in weights(tmp_path / "whole").items():
         assert torch.equal(tensor, weights(tmp_path / "part")[name]), name
     rows = [list(csv.DictReader((tmp_path / run / "log.csv").open())) for run in ("whole", "part")]
@@ -76,9 +80,9 @@ def test_a_run_stopped_and_resumed_ends_with_the_same_weights(random_folder, tmp
 
 def test_a_checkpoint_of_another_config_is_refused(random_folder, tmp_path):
     model = load(random_folder)
-    train(model, quadratic(model), CONFIG, tmp_path)
+    train_loop(model, quadratic(model), CONFIG, tmp_path)
     with pytest.raises(ValueError, match="choose another folder"):
-        train(model, quadratic(model), replace(CONFIG, seed=1), tmp_path)
+        train_loop(model, quadratic(model), replace(CONFIG, seed=1), tmp_path)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -93,7 +97,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_its_batch_is_kept(random_fol
     with pytest.raises(
         FloatingPointError, match=r"loss at step 1 is \{'bad': (nan|-?inf)\}.*failed-step.json"
     ):
-        train(model, fails_at_step_1, CONFIG, tmp_path)
+        train_loop(model, fails_at_step_1, CONFIG, tmp_path)
     written = json.loads((tmp_path / "failed-step.json").read_text(encoding="utf-8"))
     assert written["batch"] == [{"name": batch[0].name, "text": batch[0].text}]
     assert written["step"] == 1
@@ -105,7 +109,7 @@ def test_a_gradient_that_is_no_number_stops_the_run(random_folder, tmp_path):
     model = load(random_folder)
     weight = model.network.lm_head.weight
     with pytest.raises(FloatingPointError, match="gradient's norm nan"):
-        train(model, lambda step: Step(backward({"root": (weight * 0).sum().sqrt()})), CONFIG, tmp_path)
+        train_loop(model, lambda step: Step(backward({"root": (weight * 0).sum().sqrt()})), CONFIG, tmp_path)
 
 
 def test_accumulated_steps_are_one_step_of_their_mean(random_folder, tmp_path):
@@ -117,9 +121,9 @@ def test_accumulated_steps_are_one_step_of_their_mean(random_folder, tmp_path):
 
     config = replace(CONFIG, steps=1)
     whole, halves = load(random_folder), load(random_folder)
-    train(whole, objective(whole, lambda step: 0.5), config, tmp_path / "whole")
+    train_loop(whole, objective(whole, lambda step: 0.5), config, tmp_path / "whole")
     rows = []
-    train(
+    train_loop(
         halves,
         objective(halves, float),
         replace(config, accumulate=2),
@@ -142,7 +146,9 @@ def test_bfloat16_runs_the_network_but_not_the_weights_in_half_precision(random_
         ),
         [],
     )
-    train(model, base_objective(model, shop, config, [Mixture(1.0, pictures=1, titles=2)]), config, tmp_path)
+    train_loop(
+        model, base_objective(model, shop, config, [Mixture(1.0, pictures=1, titles=2)]), config, tmp_path
+    )
     hook.remove()
     assert set(seen) == {torch.bfloat16}
     assert {p.dtype for p in model.network.parameters()} == {torch.float32}
@@ -171,12 +177,12 @@ def test_decoders_resume_with_the_model(random_folder, tmp_path):
         return step
 
     model, heads = fresh()
-    train(model, objective(model, heads), CONFIG, tmp_path / "whole", decoders=heads)
+    train_loop(model, objective(model, heads), CONFIG, tmp_path / "whole", decoders=heads)
     model, heads = fresh()
     with pytest.raises(Killed):
-        train(model, dies(model, heads), CONFIG, tmp_path / "part", decoders=heads)
+        train_loop(model, dies(model, heads), CONFIG, tmp_path / "part", decoders=heads)
     model, heads = fresh()
-    train(model, objective(model, heads), CONFIG, tmp_path / "part", decoders=heads)
+    train_loop(model, objective(model, heads), CONFIG, tmp_path / "part", decoders=heads)
     whole, part = (load_file(tmp_path / run / "decoders.safetensors") for run in ("whole", "part"))
     assert all(torch.equal(whole[name], part[name]) for name in whole)
 
@@ -185,7 +191,7 @@ def test_lora_keeps_only_its_own_parameters_in_the_state(random_folder, tmp_path
     model = load(random_folder)
     add_lora(model, 4)
     adapters = [p for p in model.network.parameters() if p.requires_grad]
-    train(
+    train_loop(
         model,
         lambda step: Step(backward({"pull": sum((p - 1).square().sum() for p in adapters)})),
         CONFIG,
@@ -258,7 +264,7 @@ def test_a_summary_begins_with_any_value_of_the_query(random_model, shop):
     words = [query.class_name, *(c.value.replace(" ", "_") for c in query.conditions)]
     tokenizer, items = random_model.processor.tokenizer, [prompt(random_model, query)]
     with torch.no_grad():
-        state = last_states(random_model, items, see(random_model, items))
+        state = last_states(random_model, items, vision_of(random_model, items))
         log_p = random_model.network.lm_head(state)[0].log_softmax(-1)
         each = [-log_p[tokenizer(f" {word}")["input_ids"][0]] for word in words]
         found, _ = summary_loss(random_model, [query_lesson(query)])
@@ -282,7 +288,9 @@ def test_after_its_first_token_a_summary_is_the_answer(random_model, shop):
 
 
 def test_a_summary_of_a_product_begins_with_what_it_shows(random_model, shop):
-    """A picture alone has six values; with every other word impossible, the loss is that of six equal ones."""
+    """A picture alone has six values; with every other word impossible, the loss is that of six equal
+    ones.
+    """
     product = shop.products[0]
     lesson = picture_lesson(product)
     words = [word for word in lesson[1].split() if word != "-"]
@@ -311,7 +319,7 @@ def test_slot_accuracy_counts_slots_that_are_shown(random_model, shop):
 def test_training_embeddings_are_those_of_encode(random_model, shop):
     prompts = [prompt(random_model, query) for query in shop.queries[:5]]
     with torch.no_grad():
-        ours = pool(last_states(random_model, prompts, see(random_model, prompts), chunk=2))
+        ours = normalised(last_states(random_model, prompts, vision_of(random_model, prompts), chunk=2))
     torch.testing.assert_close(
         ours, torch.from_numpy(encode(random_model, shop.queries[:5])), atol=1e-5, rtol=1e-4
     )
@@ -349,9 +357,9 @@ def test_an_unknown_stage_and_a_missing_start_are_named(tmp_path):
         ValueError,
         match="choose one of base, answers, contrastive, coral",
     ):
-        run("coral-plus", None, tmp_path)
+        train_stage("coral-plus", None, tmp_path)
     with pytest.raises(ValueError, match="starts from a model"):
-        run("contrastive", None, tmp_path)
+        train_stage("contrastive", None, tmp_path)
 
 
 def test_every_leg_starts_from_what_was_made_before_and_pictures_are_kept(
@@ -367,8 +375,8 @@ def test_every_leg_starts_from_what_was_made_before_and_pictures_are_kept(
         kept.append(model.pixels)
         return model
 
-    monkeypatch.setattr(stages, "run", learns_nothing)
-    run_all(tmp_path, {"warmup": 7}, "cpu")
+    monkeypatch.setattr(recipe, "train_stage", learns_nothing)
+    train_all(tmp_path, {"warmup": 7}, "cpu")
     assert [own[:3] for own in ran] == [(leg.stage, leg.start, leg.out) for leg in RECIPE]
     assert {stage for stage, *_ in ran} == {*DEFAULTS}
     assert all(pixels is kept[0] for pixels in kept)
@@ -377,17 +385,17 @@ def test_every_leg_starts_from_what_was_made_before_and_pictures_are_kept(
 
 
 def test_a_base_from_scratch_is_trained_on_the_device_asked_for(random_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(stages, "untrained", lambda *_: load(random_folder))
-    monkeypatch.setattr(stages, "train", lambda model, *_, **__: model)
-    assert run("base", None, tmp_path, device="meta").device.type == "meta"
-    assert run("base", None, tmp_path).device.type == best_device()
+    monkeypatch.setattr(recipe, "untrained", lambda *_: load(random_folder))
+    monkeypatch.setattr(recipe, "train_loop", lambda model, *_, **__: model)
+    assert train_stage("base", None, tmp_path, device="meta").device.type == "meta"
+    assert train_stage("base", None, tmp_path).device.type == best_device()
 
 
 @pytest.mark.slow
 def test_all_of_coral_mini_is_made_and_a_second_run_leaves_it_as_it_is(tmp_path):
-    run_all(tmp_path, {"steps": 1})
+    train_all(tmp_path, {"steps": 1})
     made = {leg.out: weights(tmp_path / leg.out) for leg in RECIPE}
-    run_all(tmp_path, {"steps": 1})
+    train_all(tmp_path, {"steps": 1})
     for name, before in made.items():
         torch.testing.assert_close(weights(tmp_path / name), before, rtol=0, atol=0)
         assert len((tmp_path / name / "log.csv").read_text().splitlines()) == 2
@@ -397,8 +405,10 @@ def test_all_of_coral_mini_is_made_and_a_second_run_leaves_it_as_it_is(tmp_path)
 def test_kill_9_in_the_middle_of_base_training_changes_nothing(tmp_path):
     """Ten real steps, killed once after the first checkpoint; the code that `make mini` runs."""
     script = (
-        "import sys; from coral_lab.mini.recipe import run; from coral_lab.training.loop import TrainConfig; "
-        "run('base', None, sys.argv[1], TrainConfig(steps=10, warmup=2, checkpoint_every=2, evaluate_every=100))"
+        "import sys; from coral_lab.mini.recipe import train_stage; from coral_lab.training.loop import "
+        "TrainConfig; "
+        "train_stage('base', None, sys.argv[1], TrainConfig(steps=10, warmup=2, checkpoint_every=2, "
+        "evaluate_every=100))"
     )
     command = [sys.executable, "-c", script]
     subprocess.run([*command, tmp_path / "whole"], check=True, capture_output=True)

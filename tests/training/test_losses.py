@@ -134,8 +134,10 @@ def test_vision_reconstruction_is_the_mean_squared_error_of_masked_places():
     predicted, target, masked = pictures()
     errors = [
         sum((predicted[i, j] - target[i, j]).tolist()[d] ** 2 for d in range(3)) / 3
-        for i in range(2) for j in range(5) if masked[i, j]
-    ]  # fmt: skip
+        for i in range(2)
+        for j in range(5)
+        if masked[i, j]
+    ]
     found = vision_reconstruction(predicted, target, masked).item()
     assert found == pytest.approx(sum(errors) / len(errors), rel=1e-6)
     away = torch.where(masked[..., None], predicted, predicted + 100)

@@ -5,11 +5,11 @@ from random import Random
 
 import pytest
 
-from coral_lab.interleaved import Dataset
-from coral_lab.mini.catalogue import ATTRIBUTES
+from coral_lab.mini.pairs import fewer, mini_pairs, varied
 from coral_lab.mini.queries import stated
-from coral_lab.mini.titles import shown
-from coral_lab.training.pairs import fewer, mini_pairs, pair_sampler, plain_pairs, varied
+from coral_lab.mini.titles import ATTRIBUTES, shown
+from coral_lab.query import Dataset
+from coral_lab.training.pairs import pair_sampler, plain_pairs
 
 
 def wanted(query) -> dict[str, str]:

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from coral_lab import ItemError, Product
-from coral_lab.models.inputs import prompt, see
-from coral_lab.models.loading import CheckpointError
-from coral_lab.training.loop import TrainConfig, train
+from coral_lab import Product
+from coral_lab.errors import CheckpointError, ItemError
+from coral_lab.models.inputs import prompt
+from coral_lab.models.vision import vision_of
+from coral_lab.training.loop import Step, TrainConfig, backward, train_loop
 from coral_lab.training.rebuilding import CELL, HIDDEN, _cells, _nearest, rebuild
 from coral_lab.training.reconstruction import Coral, decoders, load_decoders
 from tests.conftest import noise
-from tests.test_training import Step, backward
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def product():
 
 def test_a_piece_has_the_colour_of_its_tokens_patches(random_model, product):
     """Cells run as image tokens do: row by row, merged patches together."""
-    vision = see(random_model, [prompt(random_model, product)])
+    vision = vision_of(random_model, [prompt(random_model, product)])
     processor = random_model.processor.image_processor
     values = processor(images=[product.image], return_tensors="pt")["pixel_values"]
     merged = values.view(6, 4, 3, -1).mean((1, 3))  # token, channel
@@ -34,7 +34,7 @@ def test_a_piece_has_the_colour_of_its_tokens_patches(random_model, product):
 
 def test_a_perfect_prediction_finds_its_own_piece(random_model, product):
     other = Product("b", "", noise(84, 84, 2), "bag")
-    vision = see(random_model, [prompt(random_model, product)])
+    vision = vision_of(random_model, [prompt(random_model, product)])
     features = next(iter(vision.features.values()))
     with torch.inference_mode():
         lent = _nearest(
@@ -85,7 +85,7 @@ def test_decoders_are_loaded_as_they_were_saved(random_folder, random_model, tmp
     heads = decoders(model, Coral(language=0), seed=3, longest=50)
     weight = heads.by_kind["vision"].out.weight
     step = lambda number: Step(backward({"pull": (weight - 1).square().mean()}))  # noqa: E731
-    train(model, step, TrainConfig(steps=1), tmp_path, decoders=heads)
+    train_loop(model, step, TrainConfig(steps=1), tmp_path, decoders=heads)
     found = load_decoders(model, tmp_path)
     assert found.longest == 50
     for name, value in heads.state_dict().items():

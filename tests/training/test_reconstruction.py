@@ -5,8 +5,10 @@ import torch
 from torch.nn.functional import layer_norm
 
 from coral_lab import Product
-from coral_lab.images import ItemError
-from coral_lab.models.inputs import prompt, read, see, tokenize
+from coral_lab.errors import ItemError
+from coral_lab.models.forward import forward, tokenize
+from coral_lab.models.inputs import prompt
+from coral_lab.models.vision import vision_of
 from coral_lab.training.reconstruction import (
     CONTRASTIVE,
     Coral,
@@ -33,7 +35,7 @@ def targets():
 @pytest.fixture
 def seen(random_model, targets):
     prompts = [prompt(random_model, product) for product in targets]
-    return prompts, see(random_model, prompts)
+    return prompts, vision_of(random_model, prompts)
 
 
 def test_content_is_the_products_own_text_and_picture(random_model, targets, seen):
@@ -61,7 +63,7 @@ def test_embeddings_are_what_the_text_model_reads(random_model, seen, monkeypatc
         lambda module, args, kwargs: caught.update(kwargs), with_kwargs=True
     )
     batch = tokenize(random_model, prompts, vision)
-    read(random_model, prompts, vision, batch)
+    forward(random_model, prompts, vision, batch)
     handle.remove()
     found = content(random_model, prompts, vision, longest=100)
     ours = token_embeddings(random_model, prompts, found, vision)
@@ -107,7 +109,7 @@ def test_padding_changes_nothing(random_model, targets):
 
     def losses(products):
         prompts = [prompt(random_model, product) for product in products]
-        vision = see(random_model, prompts)
+        vision = vision_of(random_model, prompts)
         found = content(random_model, prompts, vision, 100)
         masks = found.masks(torch.full((len(products), 100), 0.4), 0.5)
         masks = {kind: mask & (torch.arange(len(products)) == 0)[:, None] for kind, mask in masks.items()}
@@ -190,7 +192,7 @@ def test_decoders_are_the_same_for_a_seed_and_leave_other_random_numbers_alone(r
 def test_a_target_too_long_for_the_decoders_is_named(random_model, targets):
     prompts = [prompt(random_model, targets[0])]
     with pytest.raises(ItemError, match=r"product a: .* decoders read 5"):
-        content(random_model, prompts, see(random_model, prompts), longest=5)
+        content(random_model, prompts, vision_of(random_model, prompts), longest=5)
 
 
 @pytest.mark.parametrize(

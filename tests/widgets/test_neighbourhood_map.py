@@ -5,11 +5,13 @@ import pandas as pd
 import pytest
 
 import coral_lab as cl
-from coral_lab import html
-from coral_lab.interleaved import Product
+from coral_lab.query import Product
+from coral_lab.results import FRAME
 from coral_lab.study import geometry
 from coral_lab.study.plots import SYMBOLS
-from coral_lab.widgets.neighbourhood_map import LOOKS, NUMBERS, NeighbourhoodMap, side_by_side
+from coral_lab.widgets.linked_maps import side_by_side
+from coral_lab.widgets.map_drawing import LOOKS, NUMBERS
+from coral_lab.widgets.neighbourhood_map import NeighbourhoodMap
 
 NEAR, TORN, RIGHT, STARS = 1, 2, 3, 4
 
@@ -130,7 +132,7 @@ def test_queries_are_stars_joined_to_their_positives(space):
         cl.Query("q0", "x", positives=(products[4].id, "elsewhere", products[9].id)),
         cl.Query("q1", "x"),
     ]
-    chart = NeighbourhoodMap(products, rows, places, k=8, queries=queries, query_rows=rows[[4, 20]])
+    chart = NeighbourhoodMap(products, rows, places, k=8, queries=queries, query_embeddings=rows[[4, 20]])
     near = np.argsort(-rows @ rows[4], kind="stable")[:8]
     np.testing.assert_allclose(
         (chart.figure.data[STARS].x[0], chart.figure.data[STARS].y[0]), np.median(places[near], 0)
@@ -189,14 +191,14 @@ def test_without_webgl_it_is_svg(space):
     chart = NeighbourhoodMap(products, rows, rows[:, :2], webgl=False)
     assert {trace.type for trace in chart.figure.data} == {"scatter"}
     assert "webgl=False" in chart.detail.value
-    assert html.FRAME in chart.detail.value
+    assert FRAME in chart.detail.value
 
 
 def test_what_does_not_fit_is_refused(space):
     products, rows = space
     with pytest.raises(ValueError, match="give one each"):
         NeighbourhoodMap(products, rows[:5], np.zeros((150, 2)))
-    with pytest.raises(ValueError, match="1 queries and 0 query_rows"):
+    with pytest.raises(ValueError, match="1 queries and 0 query_embeddings"):
         NeighbourhoodMap(products, rows, np.zeros((150, 2)), queries=[cl.Query("q", "x")])
     maps = [NeighbourhoodMap(some, rows[:20], np.zeros((20, 2))) for some in (products[:20], products[20:40])]
     with pytest.raises(ValueError, match="other products"):

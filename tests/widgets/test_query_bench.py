@@ -1,16 +1,19 @@
-"""The bench's widgets make the queries they say, and show what a plain search finds; a browser comes on top of this."""
+"""The bench's widgets make the queries they say, and show what a plain search finds; a browser comes on top
+of this.
+"""
 
 import pytest
 
 import coral_lab as cl
-from coral_lab import index
-from coral_lab.interleaved import FORMATS
-from coral_lab.widgets.query_bench import QueryBench, as_python, right_answers
+from coral_lab import Settings, index
+from coral_lab.prompts import FORMATS
+from coral_lab.query import right_answers
+from coral_lab.widgets.query_bench import QueryBench, as_python
 
 
 @pytest.fixture(scope="module")
 def pool(random_model, shop):
-    return index(random_model, shop.products[:120], store="")
+    return index(random_model, shop.products[:120], settings=Settings(store=""))
 
 
 @pytest.fixture(scope="module")
@@ -150,8 +153,13 @@ def test_a_pinned_ranking_shows_how_the_next_differs(bench, pool):
 
 def test_right_answers_are_those_that_meet_everything(bench, pool):
     query = bench.query
-    expected = [p.id for p in pool.products if p.class_name == query.class_name and all(c.met_by(p) for c in query.conditions)
-                and p not in query.references]  # fmt: skip
+    expected = [
+        p.id
+        for p in pool.products
+        if p.class_name == query.class_name
+        and all(c.met_by(p) for c in query.conditions)
+        and p not in query.references
+    ]
     assert list(right_answers(query, pool.products)) == expected
     assert right_answers(query.edited(text=" in red."), pool.products) == ()
 

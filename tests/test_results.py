@@ -4,7 +4,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from coral_lab import html
+from coral_lab.images import img
+from coral_lab.results import RED, flow, grey, page, paragraph, tick, tile
 
 HOSTILE = '"><script>alert(1)</script>'
 
@@ -34,14 +35,12 @@ class Reader(HTMLParser):
 @pytest.mark.parametrize(
     "piece",
     [
-        html.picture("data:,", 96, HOSTILE),
-        html.picture(None, 96, HOSTILE),
-        html.grey(HOSTILE),
-        html.verdict(HOSTILE, None),
-        html.page(
-            HOSTILE, html.row([html.card(html.picture(None, 9, ""), [html.grey("a"), ""], accent="#123456")])
-        ),
-        html.block(html.verdict("color", True)),
+        img("data:,", 96, HOSTILE),
+        img(None, 96, HOSTILE),
+        grey(HOSTILE),
+        tick(HOSTILE, None),
+        page(HOSTILE, flow([tile(img(None, 9, ""), [grey("a"), ""], accent="#123456")])),
+        paragraph(tick("color", True)),
     ],
 )
 def test_pieces_are_balanced_and_escaped(piece):
@@ -51,40 +50,40 @@ def test_pieces_are_balanced_and_escaped(piece):
 
 
 def test_a_picture_has_its_size_and_its_words():
-    [(tag, attributes)] = Reader(html.picture("data:,x", 96, HOSTILE)).tags
+    [(tag, attributes)] = Reader(img("data:,x", 96, HOSTILE)).tags
     assert tag == "img"
     assert (attributes["src"], attributes["alt"]) == ("data:,x", HOSTILE)
     assert "width:96px;height:96px" in attributes["style"]
 
 
 def test_no_picture_is_said_in_words():
-    reader = Reader(html.picture(None, 96, "bag"))
+    reader = Reader(img(None, 96, "bag"))
     assert reader.text == "no picture"
     assert [tag for tag, _ in reader.tags] == ["span"]
 
 
 @pytest.mark.parametrize(("met", "sign"), [(True, "✓"), (False, "✗"), (None, "?")])
 def test_a_verdict_can_be_read_without_colour(met, sign):
-    assert Reader(html.verdict("color & size", met)).text == f"{sign} color & size"
+    assert Reader(tick("color & size", met)).text == f"{sign} color & size"
 
 
 def test_the_three_verdicts_differ_in_colour_too():
-    assert len({Reader(html.verdict("color", met)).tags[0][1]["style"] for met in (True, False, None)}) == 3
+    assert len({Reader(tick("color", met)).tags[0][1]["style"] for met in (True, False, None)}) == 3
 
 
 def test_a_card_has_a_line_for_each_line_that_says_something():
-    reader = Reader(html.card("", ["one", "", "two"], width=77, accent=html.RED))
+    reader = Reader(tile("", ["one", "", "two"], width=77, accent=RED))
     assert [tag for tag, _ in reader.tags] == ["div"] * 3
     assert reader.text == "onetwo"
     assert "width:77px" in reader.tags[0][1]["style"]
-    assert html.RED in reader.tags[0][1]["style"]
-    assert html.RED not in html.card("", ["one"])
+    assert RED in reader.tags[0][1]["style"]
+    assert RED not in tile("", ["one"])
 
 
 def test_a_page_asks_the_network_for_nothing():
-    page = html.page("Title", html.picture("data:,x", 9, "bag"))
-    reader = Reader(page)
-    assert page.startswith("<!doctype html>")
-    assert "http" not in page
+    whole = page("Title", img("data:,x", 9, "bag"))
+    reader = Reader(whole)
+    assert whole.startswith("<!doctype html>")
+    assert "http" not in whole
     assert not {"link", "script", "iframe"} & {tag for tag, _ in reader.tags}
     assert reader.text.count("Title") == 2

@@ -13,25 +13,27 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 import coral_lab as cl
-from coral_lab import ItemError
-from coral_lab.interleaved import Condition, Product, Query
-from coral_lab.mini.catalogue import catalogue, write_merit
+from coral_lab.errors import ItemError
+from coral_lab.mini.merit_mini import catalogue
+from coral_lab.query import Condition, Product, Query
 from coral_lab.sources import hub
 from coral_lab.sources.instructions import instruction, read_instruction
-from coral_lab.sources.merit import OUT_OF_DISTRIBUTION, out_of_distribution
+from coral_lab.sources.merit_files import TRAITS
+from coral_lab.sources.writing import write_merit
 from tests.conftest import noise
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("merit mini")
-    write_merit(folder, limit=30)
+    for split in ("train", "test"):
+        write_merit(catalogue("mini", split), folder, split, limit=30)
     return folder
 
 
 @pytest.fixture(scope="module")
 def written(folder):
-    return cl.merit(folder)
+    return cl.dataset(folder)
 
 
 def test_what_was_written_comes_back(written):
@@ -62,7 +64,7 @@ def test_pictures_are_read_when_they_are_looked_at(written):
 
 def test_few_row_groups_of_pictures_are_in_memory(tmp_path):
     write_rows(tmp_path, [row(i) for i in range(40)], row_group_size=4)
-    products = cl.merit(tmp_path).products
+    products = cl.dataset(tmp_path).products
     for product in products:
         assert product.picture.size == (40, 30)
     assert len(products[0].image.file._kept) <= 2
@@ -84,7 +86,8 @@ def test_an_instruction_reads_back_as_it_was_written(class_name, references, tex
 
 def test_the_paper_s_example_reads_as_it_should():
     words = (
-        "Find a product of handbag that has the same product style with <Product 1> <image>\nTITLE 1 </Product 1> and "
+        "Find a product of handbag that has the same product style with <Product 1> <image>\nTITLE 1 "
+        "</Product 1> and "
         "the same color with <Product 2> <image>\nTITLE 2 </Product 2> with a metallic finish."
     )
     conditions = (Condition("product style", Product("1")), Condition("color", Product("2", "TITLE 2")))
@@ -102,8 +105,15 @@ def test_a_title_may_hold_the_closing_mark():
 
 
 def row(id, **changes):
-    values = {"idx": id, "image": {"bytes": jpeg(id), "path": None}, "title": f"t{id}", "class": "chair",
-              "country": "VN", "language": "vn", "attribute": json.dumps({"color": ["red", "blue"], "size": "M"})}  # fmt: skip
+    values = {
+        "idx": id,
+        "image": {"bytes": jpeg(id), "path": None},
+        "title": f"t{id}",
+        "class": "chair",
+        "country": "VN",
+        "language": "vn",
+        "attribute": json.dumps({"color": ["red", "blue"], "size": "M"}),
+    }
     return values | changes
 
 
@@ -121,15 +131,20 @@ def write_rows(folder, rows, lines=(), **options):
 
 
 def line(**changes):
-    record = {"query": {"1": {"color": "red"}}, "pos_candidate": [2], "hard_negative": [],
-              "query instruction": "Find a product of chair that has the same color with <Product 1> <image>\nt1 </Product 1>."}  # fmt: skip
+    record = {
+        "query": {"1": {"color": "red"}},
+        "pos_candidate": [2],
+        "hard_negative": [],
+        "query instruction": "Find a product of chair that has the same color with "
+        "<Product 1> <image>\nt1 </Product 1>.",
+    }
     record |= changes
     return json.dumps({key: value for key, value in record.items() if value is not ...}).encode()
 
 
 def test_vn_is_vi_and_attributes_are_tuples(tmp_path):
     write_rows(tmp_path, [row(1), row(2)], [line(), b"", line()])
-    found = cl.merit(tmp_path)
+    found = cl.dataset(tmp_path)
     assert found.products[0].language == "vi"
     assert found.products[0].attributes == {"color": ("red", "blue"), "size": ("M",)}
     assert [query.id for query in found.queries] == ["merit-test-000000", "merit-test-000002"]
@@ -140,7 +155,7 @@ def test_attributes_may_be_a_struct_of_all_keys(tmp_path):
         tmp_path,
         [row(1, attribute={"color": "red", "size": None}), row(2, attribute={"color": None, "size": "M"})],
     )
-    assert [dict(p.attributes) for p in cl.merit(tmp_path).products] == [
+    assert [dict(p.attributes) for p in cl.dataset(tmp_path).products] == [
         {"color": ("red",)},
         {"size": ("M",)},
     ]
@@ -149,7 +164,7 @@ def test_attributes_may_be_a_struct_of_all_keys(tmp_path):
 def test_a_title_of_the_instruction_s_own_is_what_is_asked(tmp_path):
     asked = "Find a product of chair that has the same color with <Product 1> <image>\nother </Product 1>."
     write_rows(tmp_path, [row(1), row(2)], [line(**{"query instruction": asked})])
-    query = cl.merit(tmp_path).queries[0]
+    query = cl.dataset(tmp_path).queries[0]
     assert query.references[0].title == "other"
     assert instruction(query) == asked
 
@@ -160,10 +175,16 @@ BAD_LINES = {
     "no object": (b"[1, 2]", "a query is a JSON object"),
     "deep": (b"[" * 100_000, "nested too deeply|no JSON"),
     "missing": (line(pos_candidate=...), "field 'pos_candidate' is missing"),
-    "same key twice": (line().replace(b'{"1": {"color": "red"}}', b'{"1": {"color": "red"}, "1": {"size": "M"}}'), "'1' comes twice"),
+    "same key twice": (
+        line().replace(b'{"1": {"color": "red"}}', b'{"1": {"color": "red"}, "1": {"size": "M"}}'),
+        "'1' comes twice",
+    ),
     "no condition": (line(query={}), "field 'query' is {}"),
     "two attributes": (line(query={"1": {"color": "red", "size": "M"}}), "must be one"),
-    "unknown reference": (line(query={"9": {"color": "red"}}), "'query' names product '9', which is not among the 2"),
+    "unknown reference": (
+        line(query={"9": {"color": "red"}}),
+        "'query' names product '9', which is not among the 2",
+    ),
     "unknown positive": (line(pos_candidate=[9]), "'pos_candidate' names product '9'"),
     "unknown negative": (line(hard_negative=[9]), "'hard_negative' names product '9'"),
     "positive twice": (line(pos_candidate=[2, 2]), "names a product twice"),
@@ -172,17 +193,25 @@ BAD_LINES = {
     "true": (line(pos_candidate=[True]), "must be a list of product ids"),
     "half a character": (line(query={"1": {"color": "\ud800"}}), "half a character"),
     "another attribute": (line(query={"1": {"size": "M"}}), "field 'query instruction'"),
-    "no end": (line(**{"query instruction": "Find a product of chair that has the same color with <Product 1> <image>\nt1"}), "has no end"),
-}  # fmt: skip
+    "no end": (
+        line(
+            **{
+                "query instruction": "Find a product of chair that has the same color with "
+                "<Product 1> <image>\nt1"
+            }
+        ),
+        "has no end",
+    ),
+}
 
 
 @pytest.mark.parametrize(("content", "says"), BAD_LINES.values(), ids=list(BAD_LINES))
 def test_a_bad_line_is_named(tmp_path, content, says):
     write_rows(tmp_path, [row(1), row(2)], [line(), content, line()])
     with pytest.raises(ItemError, match=says) as error:
-        cl.merit(tmp_path)
+        cl.dataset(tmp_path)
     assert error.value.item.endswith("queries-test.json, line 2")
-    found = cl.merit(tmp_path, on_error="skip")
+    found = cl.dataset(tmp_path, on_error="skip")
     assert [query.id for query in found.queries] == ["merit-test-000000", "merit-test-000002"]
     assert [e.item for e in found.skipped] == [error.value.item]
 
@@ -201,9 +230,9 @@ BAD_ROWS = {
 def test_a_bad_product_is_named(tmp_path, changes, says):
     write_rows(tmp_path, [row(1), row(2, **changes), row(3)])
     with pytest.raises(ItemError, match=says) as error:
-        cl.merit(tmp_path)
+        cl.dataset(tmp_path)
     assert error.value.item.endswith("parquet, row 1")
-    found = cl.merit(tmp_path, on_error="skip")
+    found = cl.dataset(tmp_path, on_error="skip")
     assert [p.id for p in found.products] == ["1", "3"]
     assert len(found.skipped) == 1
 
@@ -218,7 +247,7 @@ def test_a_picture_s_path_never_leads_outside(tmp_path, path):
     noise(8, 8, seed=0).save(tmp_path / "outside.jpg")
     write_rows(inner, [row(1, image={"bytes": None, "path": path})])
     with pytest.raises(ItemError, match=r"outside|no path"):
-        cl.merit(inner).products[0].picture  # noqa: B018
+        cl.dataset(inner).products[0].picture  # noqa: B018
 
 
 def test_a_link_out_of_the_folder_is_not_followed(tmp_path):
@@ -228,13 +257,13 @@ def test_a_link_out_of_the_folder_is_not_followed(tmp_path):
     (inner / "link.jpg").symlink_to(tmp_path / "outside.jpg")
     write_rows(inner, [row(1, image={"bytes": None, "path": "link.jpg"})])
     with pytest.raises(ItemError, match="outside"):
-        cl.merit(inner).products[0].picture  # noqa: B018
+        cl.dataset(inner).products[0].picture  # noqa: B018
 
 
 def test_a_path_inside_the_folder_is_opened(tmp_path):
     noise(8, 9, seed=0).save(tmp_path / "own.png")
     write_rows(tmp_path, [row(1, image={"bytes": None, "path": "own.png"})])
-    assert cl.merit(tmp_path).products[0].picture.size == (8, 9)
+    assert cl.dataset(tmp_path).products[0].picture.size == (8, 9)
 
 
 def test_remote_pictures_only_if_they_are_allowed(tmp_path):
@@ -258,9 +287,9 @@ def test_remote_pictures_only_if_they_are_allowed(tmp_path):
         [row(i, image={"bytes": None, "path": f"{address}/{n}.jpg"}) for i, n in enumerate(("good", "bad"))],
     )
     with pytest.raises(ItemError, match="remote_images=True"):
-        cl.merit(tmp_path).products[0].picture  # noqa: B018
+        cl.dataset(tmp_path).products[0].picture  # noqa: B018
     assert not asked
-    good, bad = cl.merit(tmp_path, remote_images=True).products
+    good, bad = cl.dataset(tmp_path, remote_images=True).products
     assert good.picture.size == (40, 30)
     with pytest.raises(ItemError, match="404"):
         bad.picture  # noqa: B018
@@ -269,17 +298,17 @@ def test_remote_pictures_only_if_they_are_allowed(tmp_path):
 
 def test_files_that_are_not_there_or_not_merit_s(tmp_path):
     with pytest.raises(FileNotFoundError, match="coral-lab data"):
-        cl.merit(tmp_path)
+        cl.dataset(tmp_path)
     write_rows(tmp_path, [row(1)])
     (tmp_path / "queries-test.json").unlink()
     with pytest.raises(FileNotFoundError, match=re.escape("queries-test.json is missing")):
-        cl.merit(tmp_path)
+        cl.dataset(tmp_path)
     parquet.write_table(pa.table({"idx": [1]}), tmp_path / "test-00000-of-00001.parquet")
     with pytest.raises(ItemError, match="has no field 'image', 'title'"):
-        cl.merit(tmp_path)
+        cl.dataset(tmp_path)
     (tmp_path / "test-00000-of-00001.parquet").write_bytes(b"PAR1 and no more")
     with pytest.raises(ItemError, match="no parquet file"):
-        cl.merit(tmp_path)
+        cl.dataset(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -287,12 +316,27 @@ def test_files_that_are_not_there_or_not_merit_s(tmp_path):
     [
         ({"split": "dev"}, "train or test"),
         ({"on_error": "ignore"}, "raise or skip"),
-        ({"ood": "size"}, "language, class, attribute"),
     ],
 )
 def test_unknown_arguments(folder, values, says):
     with pytest.raises(ValueError, match=says):
-        cl.merit(folder, **values)
+        cl.dataset(folder, **values)
+
+
+def test_an_unknown_ood_split_is_told_those_there_are(folder):
+    with pytest.raises(
+        ValueError, match=r"ood split 'size' of .* is not known; it has language, class, attribute"
+    ):
+        cl.dataset(folder).out_of_distribution("size")
+
+
+def test_mini_is_one_call_as_any_data_and_has_no_revision():
+    assert cl.dataset("mini", "val") is catalogue("mini", "val")
+    assert cl.dataset("mini", on_error="skip").skipped == ()
+    with pytest.raises(ValueError, match="revision is 'abc', and mini is drawn"):
+        cl.dataset("mini", revision="abc")
+    with pytest.raises(FileNotFoundError, match="'minni' is no folder and no hub id"):
+        cl.dataset("minni")
 
 
 def test_a_hub_id_is_downloaded_and_read(monkeypatch, folder):
@@ -303,7 +347,7 @@ def test_a_hub_id_is_downloaded_and_read(monkeypatch, folder):
         return str(folder)
 
     monkeypatch.setattr(hub, "snapshot_download", download)
-    assert len(cl.merit("WeiChow/merit", revision="abc").queries) == 30
+    assert len(cl.dataset("WeiChow/merit", revision="abc").queries) == 30
     assert (asked["repo_type"], asked["revision"]) == ("dataset", "abc")
     assert asked["allow_patterns"] == ["data/test-*.parquet", "queries-test.json"]
 
@@ -320,14 +364,14 @@ def test_filters_keep_the_pool():
     assert {q.title_language for q in shop.where(language="th").queries} == {"th"}
 
 
-@pytest.mark.parametrize("kind", OUT_OF_DISTRIBUTION)
+@pytest.mark.parametrize("kind", ["language", "class", "attribute"])
 def test_out_of_distribution_splits_do_not_overlap(kind):
     shop = catalogue("mini", "test")
-    unseen, seen = (set(out_of_distribution(shop, kind, flag).queries) for flag in (True, False))
+    unseen, seen = (set(shop.out_of_distribution(kind, flag).queries) for flag in (True, False))
     assert unseen
     assert seen
     assert unseen.isdisjoint(seen)
-    values = set(OUT_OF_DISTRIBUTION[kind])
+    values = set(TRAITS.held_back[kind])
     if kind == "class":
         assert {query.class_name for query in unseen} == values
         assert unseen | seen == set(shop.queries)

@@ -1,8 +1,9 @@
 """The paper's findings beside ours: every figure from a results file, every verdict from the figures.
 
-A finding is `replicated` if our effect goes the paper's way and cannot be chance (p < 0.05 after Holm's correction over
-the whole table); `not replicated` if it surely goes the other way, or if our interval leaves out the published size;
-else `not testable at this scale`: the interval leaves room for the paper's effect and for none.
+A finding is `replicated` if our effect goes the paper's way and cannot be chance (p < 0.05 after Holm's
+correction over the whole table); `not replicated` if it surely goes the other way, or if our interval leaves
+out the published size; else `not testable at this scale`: the interval leaves room for the paper's effect and
+for none.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,12 +15,10 @@ import pandas as pd
 from scipy.stats import binomtest
 
 from coral_lab.metrics import Estimate, crossed_change, crossed_estimate, estimate, holm, paired_difference
-from coral_lab.mini.catalogue import catalogue
-from coral_lab.models.loading import DATA
-from coral_lab.replication.cells import RESULTS, hits_of, read
-from coral_lab.sources.merit import out_of_distribution
+from coral_lab.mini.merit_mini import catalogue
+from coral_lab.replication.cells import hits_of, read_results, results_file
+from coral_lab.sources.package_files import shipped
 
-PUBLISHED = DATA / "published-findings.csv"
 REPLICATED, NOT_REPLICATED, NOT_TESTABLE = "replicated", "not replicated", "not testable at this scale"
 ATTRIBUTE_ERRORS = ("visual attribute", "textual attribute", "several attributes")
 
@@ -33,22 +32,37 @@ class Effect:
     null: float = 0.0
 
 
-def findings(results: Path = RESULTS, published: Path = PUBLISHED) -> pd.DataFrame:
-    """One row a finding: number, finding, measure, published, ours, low, high, p, p (Holm), verdict, why, files, source.
+def findings(results: Path | None = None) -> pd.DataFrame:
+    """One row a finding: number, finding, measure, published, ours, low, high, p, p (Holm), verdict, why,
+    files, source.
 
+    `results` is a folder of `coral-lab experiment`'s files; by default those that ship with the package.
     Raises FileNotFoundError naming the command for a results file that is missing.
     """
-    table = pd.read_csv(published)
+    table = pd.read_csv(shipped("data/published-findings.csv"))
     effects = [EFFECTS[row.number](results, row.bound) for row in table.itertuples()]
     corrected = holm(np.array([effect.p for effect in effects]))
     rows = []
     for row, effect, p in zip(table.itertuples(), effects, corrected, strict=True):
         size = None if np.isnan(row.published) or not np.isnan(row.bound) else row.published
         ours = effect.ours
-        rows.append({"number": row.number, "finding": row.finding, "measure": row.measure, "published": row.published,
-                     "ours": ours.mean, "low": ours.low, "high": ours.high, "p": effect.p, "p (Holm)": p,
-                     "verdict": verdict(effect, p, row.comparison, size), "why": why(effect, p, row.comparison, size),
-                     "files": row.files, "source": row.source})  # fmt: skip
+        rows.append(
+            {
+                "number": row.number,
+                "finding": row.finding,
+                "measure": row.measure,
+                "published": row.published,
+                "ours": ours.mean,
+                "low": ours.low,
+                "high": ours.high,
+                "p": effect.p,
+                "p (Holm)": p,
+                "verdict": verdict(effect, p, row.comparison, size),
+                "why": why(effect, p, row.comparison, size),
+                "files": row.files,
+                "source": row.source,
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -79,30 +93,27 @@ def why(effect: Effect, p: float, comparison: str, published: float | None) -> s
         return f"Ours {interval} is {side} {null} ({chance}), {way} published{size}."
     if published is None:
         return f"Ours {interval} is not told from {null} ({chance}), and no size is published to rule out."
-    return f"Ours {interval} is not told from {null} ({chance}); the published {published:+.3f} is {_where(published, ours)} it."
+    told = f"Ours {interval} is not told from {null} ({chance})"
+    return f"{told}; the published {published:+.3f} is {_where(published, ours)} it."
 
 
 def _where(published: float, ours: Estimate) -> str:
     return "in" if ours.low <= published <= ours.high else "outside"
 
 
-def _ranks(results: Path, *names: str) -> pd.DataFrame:
+def _ranks(results: Path | None, *names: str) -> pd.DataFrame:
     """Each query's rank by cell, of several experiments side by side; those they have in common."""
-    return pd.concat([read(_file(results, f"{name}-ranks"), "query") for name in names], axis=1, join="inner")
+    return pd.concat(
+        [read_results(results_file(f"{name}-ranks", results), "query") for name in names],
+        axis=1,
+        join="inner",
+    )
 
 
-def _file(results: Path, name: str) -> Path:
-    file = results / f"{name}.csv"
-    if not file.is_file():
-        experiment = name.removesuffix("-ranks").removesuffix("-queries")
-        raise FileNotFoundError(f"{file} is missing; `coral-lab experiment {experiment}` makes it")
-    return file
-
-
-def _change(*names: str, arm: str, baseline: str, k: int = 1) -> Callable[[Path, float], Effect]:
+def _change(*names: str, arm: str, baseline: str, k: int = 1) -> Callable[[Path | None, float], Effect]:
     """Relative change of R@k between two arms on the same queries and seeds."""
 
-    def effect(results: Path, _: float) -> Effect:
+    def effect(results: Path | None, _: float) -> Effect:
         ranks = _ranks(results, *names)
         own, base = hits_of(ranks, arm, k), hits_of(ranks, baseline, k)
         return Effect(crossed_change(own, base), paired_difference(own.mean(1), base.mean(1)).p)
@@ -110,11 +121,11 @@ def _change(*names: str, arm: str, baseline: str, k: int = 1) -> Callable[[Path,
     return effect
 
 
-def _held_back(kind: str) -> Callable[[Path, float], Effect]:
+def _held_back(kind: str) -> Callable[[Path | None, float], Effect]:
     """Trained without it against trained with it, on the test queries that ask for it."""
 
-    def effect(results: Path, _: float) -> Effect:
-        asked = [query.id for query in out_of_distribution(catalogue("mini"), kind).queries]
+    def effect(results: Path | None, _: float) -> Effect:
+        asked = [query.id for query in catalogue("mini").out_of_distribution(kind).queries]
         ranks = _ranks(results, "ood").loc[asked]
         own, base = hits_of(ranks, f"{kind} held back"), hits_of(ranks, f"{kind} control")
         return Effect(crossed_change(own, base), paired_difference(own.mean(1), base.mean(1)).p)
@@ -122,12 +133,12 @@ def _held_back(kind: str) -> Callable[[Path, float], Effect]:
     return effect
 
 
-def _near_zero(results: Path, bound: float) -> Effect:
+def _near_zero(results: Path | None, bound: float) -> Effect:
     return _share(hits_of(_ranks(results, "formats"), "mini-base seq")[:, 0], bound)
 
 
-def _attribute_errors(results: Path, bound: float) -> Effect:
-    rows = read(_file(results, "mistakes-queries")).query("arm == 'mini'")
+def _attribute_errors(results: Path | None, bound: float) -> Effect:
+    rows = read_results(results_file("mistakes-queries", results)).query("arm == 'mini'")
     return _share(rows["kind"].isin(ATTRIBUTE_ERRORS).to_numpy(float), bound)
 
 
@@ -135,15 +146,17 @@ def _share(values: np.ndarray, bound: float) -> Effect:
     return Effect(estimate(values), binomtest(int(values.sum()), len(values), bound).pvalue, bound)
 
 
-def _swapped(results: Path, _: float) -> Effect:
-    """First hits that stay when a condition is swapped: before training less after, each query's mean over its edits."""
-    rows = read(_file(results, "conditions-queries")).query("edit == 'swapped'")
+def _swapped(results: Path | None, _: float) -> Effect:
+    """First hits that stay when a condition is swapped: before training less after, each query's mean over
+    its edits.
+    """
+    rows = read_results(results_file("conditions-queries", results)).query("edit == 'swapped'")
     kept = rows.pivot_table(index="query", columns="arm", values="kept")
     before, after = kept["mini-base"].to_numpy(), kept["mini"].to_numpy()
     return Effect(crossed_estimate((before - after)[:, None]), paired_difference(before, after).p)
 
 
-EFFECTS: Mapping[str, Callable[[Path, float], Effect]] = {
+EFFECTS: Mapping[str, Callable[[Path | None, float], Effect]] = {
     "1": _near_zero,
     "2": _change("loss-ablation", arm="coral", baseline="contrastive"),
     "3a": _change("formats", arm="mini-base cat", baseline="mini-base seq", k=5),

@@ -1,9 +1,10 @@
-"""MERIT (arXiv 2506.03144): its products and queries, from the hub, a download, or a folder of the same files.
+"""MERIT (arXiv 2506.03144): its products and queries, from the hub, a download, or a folder of the same
+files.
 
 `data/{split}-*.parquet` hold the products (idx, image, title, class, country, language, attribute), and
-`queries-{split}.json` one query a line. Pictures stay in their files until they are looked at. What the files say is
-not trusted: paths lead nowhere outside the folder, addresses are not fetched unless that is allowed, and whatever
-cannot be right is an error that names file, line and field.
+`queries-{split}.json` one query a line. Pictures stay in their files until they are looked at. What the files
+say is not trusted: paths lead nowhere outside the folder, addresses are not fetched unless that is allowed,
+and whatever cannot be right is an error that names file, line and field.
 """
 
 import json
@@ -12,8 +13,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from coral_lab.images import ItemError
-from coral_lab.interleaved import Condition, Dataset, Product, Query
+from coral_lab.errors import ItemError
+from coral_lab.query import Condition, Dataset, Product, Query, Traits
 from coral_lab.sources.hub import download
 from coral_lab.sources.instructions import read_instruction
 from coral_lab.sources.parquet_pictures import PictureFile, StoredPicture
@@ -21,19 +22,24 @@ from coral_lab.sources.parquet_pictures import PictureFile, StoredPicture
 HUB = "WeiChow/merit"
 SPLITS = ("train", "test")
 
-OUT_OF_DISTRIBUTION: Mapping[str, tuple[str, ...]] = {
-    "language": ("th", "ms", "id"),
-    "class": ("drink", "table", "phone"),
-    "attribute": ("brand", "pattern/print", "region of origin", "pattern", "origin"),
-}
-"""What the authors' training splits never see and their test splits ask for; MERIT-mini's own names are the last two."""
+TRAITS = Traits(
+    visual=("color", "pattern", "pattern/print", "shape", "style", "product style"),
+    languages=("en", "id", "ms", "th", "vi"),
+    held_back={
+        "language": ("th", "ms", "id"),
+        "class": ("drink", "table", "phone"),
+        "attribute": ("brand", "pattern/print", "region of origin", "pattern", "origin"),
+    },
+)
+"""`held_back` is the authors' own; the last two attributes are what MERIT-mini's files call them. Which
+attributes are visual MERIT does not say: these are taken to be.
+"""
 
 
 def merit(
     source: str | Path = HUB,
     split: str = "test",
     *,
-    ood: str | None = None,
     revision: str | None = None,
     offline: bool = False,
     on_error: str = "raise",
@@ -41,11 +47,10 @@ def merit(
 ) -> Dataset:
     """All products of a split, which are the candidate pool, and its queries.
 
-    `source` is a hub repository or a folder with its files, downloaded or written by `coral-lab data`. `ood` is one
-    of the authors' out-of-distribution splits, "language", "class" or "attribute": for the test split only what its
-    training never saw, for train all the rest. `on_error` "skip" leaves out what cannot be used and lists it in
-    `Dataset.skipped`. `remote_images` lets pictures be fetched from http(s) addresses.
-    Raises HubError, FileNotFoundError, and ItemError naming file, line and field; ValueError for unknown arguments.
+    `source` is a hub repository or a folder with its files, downloaded or written by `coral-lab data`.
+    `on_error` "skip" leaves out what cannot be used and lists it in `Dataset.skipped`. `remote_images` lets
+    pictures be fetched from http(s) addresses. Raises HubError, FileNotFoundError, and ItemError naming file,
+    line and field; ValueError for unknown arguments.
     """
     if split not in SPLITS or on_error not in ("raise", "skip"):
         raise ValueError(f"split is {split!r} and on_error {on_error!r}; use train or test, raise or skip")
@@ -61,8 +66,7 @@ def merit(
     products = tuple(read_products(folder, split, refuse, remote_images))
     pool = Dataset(f"{source}/{split}", products, ())
     queries = tuple(read_queries(folder / f"queries-{split}.json", pool, split, refuse))
-    dataset = Dataset(pool.name, products, queries, tuple(skipped))
-    return dataset if ood is None else out_of_distribution(dataset, ood, unseen=split == "test")
+    return Dataset(pool.name, products, queries, tuple(skipped), TRAITS)
 
 
 def files(split: str) -> list[str]:
@@ -72,31 +76,6 @@ def files(split: str) -> list[str]:
 
 def _raise(error: ItemError) -> None:
     raise error
-
-
-def out_of_distribution(dataset: Dataset, kind: str, unseen: bool = True) -> Dataset:
-    """The queries that ask for what training never saw, or with `unseen` False those that do not; same pool.
-
-    By "language" of all reference titles, "class", or "attribute" of any condition. Raises ValueError for another.
-    """
-    if kind not in OUT_OF_DISTRIBUTION:
-        raise ValueError(f"ood is {kind!r}; choose one of {', '.join(OUT_OF_DISTRIBUTION)}")
-    values = set(OUT_OF_DISTRIBUTION[kind])
-    of: dict[str, Callable[[Query], set[str]]] = {
-        "language": lambda query: {product.language for product in query.references},
-        "class": lambda query: {query.class_name},
-        "attribute": lambda query: {condition.attribute for condition in query.conditions},
-    }
-    every = kind == "language"
-    chosen = [
-        query
-        for query in dataset.queries
-        if (values.isdisjoint(of[kind](query)) if not unseen else
-            of[kind](query) <= values if every else not values.isdisjoint(of[kind](query)))
-    ]  # fmt: skip
-    return replace(
-        dataset, name=f"{dataset.name}, {kind} {'unseen' if unseen else 'seen'}", queries=tuple(chosen)
-    )
 
 
 def read_products(
@@ -109,7 +88,8 @@ def read_products(
     found = sorted((folder / "data").glob(f"{split}-*.parquet")) or sorted(folder.glob(f"{split}-*.parquet"))
     if not found:
         raise FileNotFoundError(
-            f"{folder / 'data'} has no {split}-*.parquet; download {HUB} or write MERIT-mini with `coral-lab data`"
+            f"{folder / 'data'} has no {split}-*.parquet; download {HUB} or write MERIT-mini with "
+            f"`coral-lab data`"
         )
     known: set[str] = set()
     for file in found:
@@ -134,12 +114,21 @@ def _product(row: Mapping, at: str, picture: StoredPicture) -> Product:
     language = (
         "vi" if texts["language"] == "vn" else texts["language"]
     )  # as the card's front matter writes it
-    return Product(str(row["idx"]), texts["title"], picture, texts["class"], language, texts["country"],
-                   _attributes(row["attribute"], at))  # fmt: skip
+    return Product(
+        str(row["idx"]),
+        texts["title"],
+        picture,
+        texts["class"],
+        language,
+        texts["country"],
+        _attributes(row["attribute"], at),
+    )
 
 
 def _attributes(value, at: str) -> dict[str, tuple[str, ...]]:
-    """`{key: value or [values]}`, as a struct or as JSON; a struct has all keys of its file, most of them null."""
+    """`{key: value or [values]}`, as a struct or as JSON; a struct has all keys of its file, most of them
+    null.
+    """
     if isinstance(value, str):
         value = _json(value, at, "attribute")
     if value is None:
@@ -161,7 +150,8 @@ def _attributes(value, at: str) -> dict[str, tuple[str, ...]]:
 def read_queries(
     file: Path, pool: Dataset, split: str = "test", refuse: Callable[[ItemError], None] = _raise
 ) -> Iterator[Query]:
-    """The queries of a json-lines file over the products of `pool`; each that cannot be used is given to `refuse`.
+    """The queries of a json-lines file over the products of `pool`; each that cannot be used is given to
+    `refuse`.
 
     Raises FileNotFoundError if there is no such file.
     """
@@ -197,10 +187,11 @@ def _query(line: bytes, at: str, id: str, pool: Dataset) -> Query:
         raise ItemError(at, f"field 'query instruction': {error}") from None
     # What was asked is what the instruction says, should it word a title differently from the product.
     said = tuple(
-        condition if condition.product.title == title
+        condition
+        if condition.product.title == title
         else replace(condition, product=replace(condition.product, title=title))
         for condition, title in zip(conditions, titles, strict=True)
-    )  # fmt: skip
+    )
     positives = _ids(record["pos_candidate"], at, "pos_candidate", pool)
     if not positives:
         raise ItemError(at, "field 'pos_candidate' is empty; a query needs a right answer")

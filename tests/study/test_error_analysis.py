@@ -1,11 +1,15 @@
 """Mistakes are sorted by what the first hit fails, on hits whose faults are made by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from coral_lab import Condition, Product, Query
 from coral_lab.evaluation import Result
-from coral_lab.study.mistakes import KINDS, mistakes
+from coral_lab.mini.merit_mini import TRAITS
+from coral_lab.query import nothing_stated
+from coral_lab.study.error_analysis import KINDS, mistakes
 
 FACTS = {"color": "red", "brand": "alpa", "material": "wool"}
 
@@ -26,7 +30,7 @@ QUERY = Query(
 def sorted_out(first: Product, query: Query = QUERY):
     """The mistake of a ranking with `first` before the right answer."""
     result = Result("model", [query], [first, RIGHT], np.array([[0, 1]]), np.array([[0.9, 0.7]], np.float32))
-    return mistakes(result)
+    return mistakes(result, TRAITS)
 
 
 @pytest.mark.parametrize(
@@ -49,12 +53,20 @@ def test_each_kind(first, kind, violated):
 
 def test_what_the_words_ask_for_counts_too(shop):
     query = next(q for q in shop.queries if q.text == " made of leather." and q.class_name == "handbag")
-    wrong = next(p for p in shop.products if p.class_name == "handbag" and "leather" not in p.attributes["material"]
-                 and all(c.met_by(p) for c in query.conditions))  # fmt: skip
+    wrong = next(
+        p
+        for p in shop.products
+        if p.class_name == "handbag"
+        and "leather" not in p.attributes["material"]
+        and all(c.met_by(p) for c in query.conditions)
+    )
     right = shop.product(query.positives[0])
     result = Result("m", [query], [wrong, right], np.array([[0, 1]]), np.array([[0.9, 0.7]], np.float32))
-    assert mistakes(result).loc[0, ["kind", "violated"]].tolist() == ["textual attribute", ("material",)]
-    assert mistakes(result, said=lambda _: None).loc[0, "kind"] == "not labelled"
+    assert mistakes(result, TRAITS).loc[0, ["kind", "violated"]].tolist() == [
+        "textual attribute",
+        ("material",),
+    ]
+    assert mistakes(result, replace(TRAITS, stated=nothing_stated)).loc[0, "kind"] == "not labelled"
 
 
 def test_marks_beside_the_kind():
@@ -67,9 +79,9 @@ def test_marks_beside_the_kind():
 
 def test_right_answers_are_no_mistakes_and_a_missing_one_has_no_gap():
     result = Result("m", [QUERY], [RIGHT], np.array([[0, -1]]), np.array([[0.9, np.nan]], np.float32))
-    assert mistakes(result).empty
+    assert mistakes(result, TRAITS).empty
     lost = Result(
         "m", [QUERY], [product("x"), RIGHT], np.array([[0, -1]]), np.array([[0.9, np.nan]], np.float32)
     )
-    row = mistakes(lost).iloc[0]
+    row = mistakes(lost, TRAITS).iloc[0]
     assert (row["rank"], np.isnan(row["gap"])) == (-1, True)

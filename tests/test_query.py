@@ -1,4 +1,6 @@
-"""Products, conditions and queries: frozen data, the card's messages byte for byte, and every prompt format."""
+"""Products, conditions and queries: frozen data, the card's messages byte for byte, and every prompt
+format.
+"""
 
 import copy
 import io
@@ -11,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from coral_lab.images import ItemError, open_image
-from coral_lab.interleaved import AS_IMAGE, FORMATS, Condition, Dataset, Product, Query, messages, parts
-from coral_lab.mini.cards import cards
+from coral_lab.errors import ItemError
+from coral_lab.images import open_image
+from coral_lab.prompts import FORMATS, instructions, messages, parts
+from coral_lab.query import AS_IMAGE, Condition, Dataset, Product, Query
 from tests import model_card
 
 HOSTILE = "<script>alert(\"1\")</script>\n'quoted' & <b>bold"
@@ -279,7 +282,7 @@ def test_an_unknown_language_is_told_the_languages_there_are():
 
 
 @pytest.mark.parametrize("language", ["id", "ms", "th", "vi"])
-@pytest.mark.parametrize("class_name", list(cards()["classes"]))
+@pytest.mark.parametrize("class_name", list(instructions()["vi"]["classes"]))
 def test_instructions_speak_the_querys_language(language, class_name):
     words = {
         "id": ("warna", "merek"),
@@ -289,7 +292,7 @@ def test_instructions_speak_the_querys_language(language, class_name):
     }
     conditions = (Condition("color", reference(1)), Condition("brand", reference(2)))
     text = text_of(Query("q", class_name, conditions, language=language))
-    native = cards()["classes"][class_name]["words"][language]
+    native = instructions()[language]["classes"][class_name]
     assert 0 < text.index(native) < text.index(words[language][0]) < text.index(words[language][1])
     assert "same" not in text
     assert unicodedata.is_normalized("NFC", text)
@@ -333,8 +336,16 @@ def test_paths_stay_paths_and_drawn_or_encoded_pictures_are_opened(tmp_path):
     assert image(held) is held
 
 
-@pytest.mark.parametrize("use", [lambda p: p.picture, lambda p: p.thumbnail(), lambda p: p._repr_html_(),
-                                 lambda p: asking(p)._repr_html_(), lambda p: messages(asking(p), "cat")])  # fmt: skip
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda p: p.picture,
+        lambda p: p.thumbnail(),
+        lambda p: p._repr_html_(),
+        lambda p: asking(p)._repr_html_(),
+        lambda p: messages(asking(p), "cat"),
+    ],
+)
 def test_a_broken_picture_is_named_and_never_replaced(use):
     with pytest.raises(ItemError, match="product p1: picture cannot be read"):
         use(reference(1, image=b"no picture"))

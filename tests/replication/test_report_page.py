@@ -3,13 +3,12 @@
 import re
 from dataclasses import replace
 
-from coral_lab import cli, evaluate, index
-from coral_lab.mini import catalogue
-from coral_lab.replication.report import report
+from coral_lab import cli, dataset, evaluate, index
+from coral_lab.replication.report_page import report
 
 
 def test_a_report_says_what_was_measured(random_model, tmp_path):
-    whole = catalogue("mini")
+    whole = dataset("mini")
     some = [query for query in whole.queries if int(query.positives[0]) < 2000200][:8]
     shop = replace(whole, products=whole.products[:200], queries=tuple(some))
     pool, file = index(random_model, shop.products), tmp_path / "report.html"
@@ -38,4 +37,4 @@ def test_the_command_writes_it(random_folder, tmp_path, capsys):
     out = tmp_path / "new" / "report.html"
     assert cli.main(["report", "--model", str(random_folder), "--data", str(folder), "--out", str(out)]) == 0
     assert f"the report is in {out}" in capsys.readouterr().out
-    assert "Taken to be visual" in out.read_text(encoding="utf-8")
+    assert "Visual: color, pattern" in out.read_text(encoding="utf-8")

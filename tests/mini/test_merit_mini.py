@@ -9,10 +9,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from coral_lab.interleaved import Product
 from coral_lab.mini.cards import cards
-from coral_lab.mini.catalogue import SPLITS, catalogue, named_in_title, retitle, stated, write_merit
-from coral_lab.mini.titles import ATTRIBUTES, LANGUAGES, TEXTUAL, VISUAL, material_phrase, shown, word
+from coral_lab.mini.merit_mini import SIZES, catalogue
+from coral_lab.mini.queries import stated
+from coral_lab.mini.titles import (
+    ATTRIBUTES,
+    TEXTUAL,
+    VISUAL,
+    material_phrase,
+    named_in_title,
+    retitle,
+    shown,
+    word,
+)
+from coral_lab.prompts import LANGUAGES, instructions
+from coral_lab.query import Product
+from coral_lab.sources.writing import write_merit
 
 
 @pytest.fixture(scope="module")
@@ -51,16 +63,18 @@ TRAIN = pytest.param("train", marks=pytest.mark.slow)  # 20 s where types are ch
 
 
 def test_sizes_of_the_splits_and_their_ids_apart():
-    assert {split: size for split, (_, *size) in SPLITS.items()} == {
-        "train": [15_000, 40_000], "test": [3_000, 2_000], "val": [1_500, 500],
-    }  # fmt: skip
-    digits = [digit for digit, *_ in SPLITS.values()]
+    assert {split: size for split, (_, *size) in SIZES.items()} == {
+        "train": [15_000, 40_000],
+        "test": [3_000, 2_000],
+        "val": [1_500, 500],
+    }
+    digits = [digit for digit, *_ in SIZES.values()]
     assert len(set(digits)) == len(digits), "ids of two splits would start alike"
 
 
 @pytest.mark.parametrize("split", [TRAIN, "test", "val"])
 def test_a_split_has_its_products_and_queries(split):
-    digit, products, queries = SPLITS[split]
+    digit, products, queries = SIZES[split]
     pool = catalogue("mini", split)
     ids = {product.id for product in pool.products}
     assert (len(ids), len(pool.products), len(pool.queries)) == (products, products, queries)
@@ -85,7 +99,9 @@ def test_cards_are_complete():
     sizes = {"color": 10, "pattern": 8, "brand": 16, "trim": 6, "size": 6, "origin": 8}
     assert {key: len(cards()[key]) for key in sizes} == sizes
     assert {len(values) for values in cards()["materials_of"].values()} == {10}
-    for kind in ("classes", "color", "pattern", "material", "origin"):
+    for language in LANGUAGES[1:]:
+        assert instructions()[language]["classes"].keys() == cards()["classes"].keys()
+    for kind in ("color", "pattern", "material", "origin"):
         for name, card in cards()[kind].items():
             assert set(card["words"]) == set(LANGUAGES), name
 
@@ -228,7 +244,7 @@ def test_free_text_that_the_catalogue_never_writes(shop):
 def test_write_merit_and_read_it_again(tmp_path):
     from pyarrow import parquet
 
-    write_merit(tmp_path, splits=("val",), limit=50)  # about 270 products
+    write_merit(catalogue("mini", "val"), tmp_path, "val", limit=50)  # about 270 products
     shop = catalogue("mini", "val")
     table = parquet.read_table(tmp_path / "data" / "val-00000-of-00001.parquet")
     assert table.column_names == ["idx", "image", "title", "class", "country", "language", "attribute"]

@@ -9,19 +9,19 @@ import pandas as pd
 import pytest
 
 from coral_lab.metrics import Estimate, crossed_change, crossed_estimate
-from coral_lab.replication.cells import RESULTS, read
+from coral_lab.replication.cells import read_results, results_file
 from coral_lab.replication.experiments import ARMS
-from coral_lab.replication.findings import (
+from coral_lab.replication.verdicts import (
     EFFECTS,
     NOT_REPLICATED,
     NOT_TESTABLE,
-    PUBLISHED,
     REPLICATED,
     Effect,
     findings,
     verdict,
     why,
 )
+from coral_lab.sources.package_files import shipped
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,7 @@ def test_a_share_is_held_against_its_bound():
 
 
 def test_every_published_finding_has_a_measure_and_a_source():
-    published = pd.read_csv(PUBLISHED)
+    published = pd.read_csv(shipped("data/published-findings.csv"))
     assert published["number"].tolist() == list(EFFECTS)
     assert published["source"].str.contains("arXiv 2506.03144", regex=False).all()
     assert published["comparison"].isin(["above", "below"]).all()
@@ -94,4 +94,4 @@ def test_the_notebook_prints_the_verdicts_that_follow_from_the_files():
         assert f"{row.number:>2} {row.verdict}: {row.why}" in printed, row.number
     trained = [name for names in table["files"] for name in names.split() if name in ARMS]
     for name in {*trained}:
-        assert read(RESULTS / f"{name}.csv").groupby("arm")["seed"].nunique().min() >= 3, name
+        assert read_results(results_file(name)).groupby("arm")["seed"].nunique().min() >= 3, name

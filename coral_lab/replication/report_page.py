@@ -1,21 +1,24 @@
 """One offline page about a checkpoint: what a lab would attach to it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
 
 import pandas as pd
 
-from coral_lab import html
-from coral_lab.evaluation import Index, Result, evaluate
-from coral_lab.interleaved import Dataset
+from coral_lab.errors import ItemError
+from coral_lab.evaluation import Result
 from coral_lab.metrics import Estimate, estimate
-from coral_lab.models.loading import DATA
-from coral_lab.replication.cells import RESULTS, provenance
-from coral_lab.replication.findings import findings
-from coral_lab.study.mistakes import SEEN, mistakes, worst
+from coral_lab.query import Dataset, Traits
+from coral_lab.replication.cells import provenance
+from coral_lab.replication.verdicts import findings
+from coral_lab.results import grey, page, paragraph
+from coral_lab.retrieval import Index
+from coral_lab.sources.package_files import shipped
+from coral_lab.study.edits import orders
+from coral_lab.study.error_analysis import mistakes, worst
 from coral_lab.study.plots import bars, matrix
-from coral_lab.study.sweeps import orders, sweep
+from coral_lab.study.sweeps import sweep
 
 FEW = 10  # queries behind a cell of the language matrix, at least
 
@@ -29,14 +32,14 @@ def report(
 
     Order sensitivity is of the first `sensitivity` queries of two to four conditions. Returns the evaluation.
     """
-    result = evaluate(index.model, shop.queries, index)
+    result = index.evaluate(shop.queries)
     sections = {
-        "What was measured": _facts(index, shop, command),
+        "What was measured": _facts(index, shop, result.skipped, command),
         "Metrics": _metrics(result),
         "Breakdowns": "".join(_breakdowns(result)),
         "Language matrix": _languages(result),
         "Order sensitivity": _orders(index, shop, sensitivity),
-        "What wrong first hits fail": _mistakes(result, galleries, shop.name.startswith("mini/")),
+        "What wrong first hits fail": _mistakes(result, galleries, shop.traits),
         "Beside the paper": _published(result),
         "Findings": _findings(),
         "Queries and their hits": "".join(
@@ -45,7 +48,7 @@ def report(
     }
     body = "".join(f"<h2>{escape(title)}</h2>{content}" for title, content in sections.items())
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(html.page(f"{index.model.name} on {shop.name}", _plotly() + body), encoding="utf-8")
+    out.write_text(page(f"{index.model.name} on {shop.name}", _plotly() + body), encoding="utf-8")
     return result
 
 
@@ -57,7 +60,8 @@ def _plotly() -> str:
 
 
 TABLE_STYLE = (
-    "table{border-collapse:collapse;margin:8px 0}td,th{padding:3px 12px 3px 0;text-align:left;vertical-align:top;"
+    "table{border-collapse:collapse;margin:8px 0}td,th{padding:3px 12px 3px "
+    "0;text-align:left;vertical-align:top;"
     "border-bottom:1px solid #8884}h2{margin-top:36px}"
 )
 
@@ -70,11 +74,19 @@ def _table(frame: pd.DataFrame, index: bool = True) -> str:
     return frame.to_html(index=index, border=0, float_format="{:.3f}".format, na_rep="")
 
 
-def _facts(index: Index, shop: Dataset, command: str) -> str:
+def _facts(index: Index, shop: Dataset, skipped: Sequence[ItemError], command: str) -> str:
     made = provenance()
-    rows = {"model": repr(index.model), "data": f"{shop.name}: {len(index.products):,} products, {len(shop.queries):,} queries",
-            "left out": f"{len(index.skipped)} products" if index.skipped else "nothing", "code": made["commit"],
-            "torch": made["torch"], "machine": made["machine"], "command": command or "called from Python"}  # fmt: skip
+    left_out = [f"{len(index.skipped)} products"] * bool(index.skipped)
+    left_out += [f"{len(skipped)} queries"] * bool(skipped)
+    rows = {
+        "model": repr(index.model),
+        "data": f"{shop.name}: {len(index.products):,} products, {len(shop.queries):,} queries",
+        "left out": " and ".join(left_out) or "nothing",
+        "code": made["commit"],
+        "torch": made["torch"],
+        "machine": made["machine"],
+        "command": command or "called from Python",
+    }
     return (
         "<table>"
         + "".join(f"<tr><th>{k}</th><td>{escape(v)}</td></tr>" for k, v in rows.items())
@@ -101,7 +113,9 @@ def _breakdowns(result: Result) -> Iterator[str]:
 
 
 def _languages(result: Result) -> str:
-    """R@1 by the language of the references' titles and of the right answers', where there are queries enough."""
+    """R@1 by the language of the references' titles and of the right answers', where there are queries
+    enough.
+    """
     products = {product.id: product for product in result.products}
     frame = result.per_query[["language", "R@1"]].copy()
     answers = [
@@ -113,25 +127,29 @@ def _languages(result: Result) -> str:
     table = table.rename_axis(index="references in", columns="right answers in")
     note = f"A pair of languages with fewer than {FEW} queries is left empty."
     figure = matrix(table, "R@1 by the language of references and of right answers", "R@1")
-    return html.block(html.grey(note)) + _figure(figure)
+    return paragraph(grey(note)) + _figure(figure)
 
 
 def _orders(index: Index, shop: Dataset, count: int) -> str:
     queries = [query for query in shop.queries if 2 <= len(query.conditions) <= 4][:count]
     if not queries:
-        return html.block("No query has two to four conditions.")
+        return paragraph("No query has two to four conditions.")
     table = sweep(index, queries, orders)
     table = table[table["edit"] != "as asked"]
-    by = table.groupby("conditions").agg(queries=("query", "nunique"), orders=("edit", "nunique"), flipped=("flipped", "mean"),
-                                         overlap=("overlap", "mean"))  # fmt: skip
+    by = table.groupby("conditions").agg(
+        queries=("query", "nunique"),
+        orders=("edit", "nunique"),
+        flipped=("flipped", "mean"),
+        overlap=("overlap", "mean"),
+    )
     by = by.rename(columns={"flipped": "R@1 changed", "overlap": "share of the first ten kept"})
-    return html.block("Every order of the conditions, against the order asked.") + _table(by)
+    return paragraph("Every order of the conditions, against the order asked.") + _table(by)
 
 
-def _mistakes(result: Result, count: int, mini: bool) -> str:
-    table = mistakes(result) if mini else mistakes(result, SEEN, lambda _: None)
+def _mistakes(result: Result, count: int, traits: Traits) -> str:
+    table = mistakes(result, traits)
     if table.empty:
-        return html.block("Every first hit is right.")
+        return paragraph("Every first hit is right.")
     shares = {
         kind: estimate((table["kind"] == kind).to_numpy(float)) for kind in table["kind"].value_counts().index
     }
@@ -141,25 +159,32 @@ def _mistakes(result: Result, count: int, mini: bool) -> str:
     }
     said = "; ".join(f"{name} {share:.1%}" for name, share in others.items())
     figure = bars(shares, f"{len(table):,} wrong first hits of {len(result.queries):,}", "share")
-    seen = "" if mini else f" Taken to be visual: {', '.join(SEEN)}."
-    return _figure(figure) + html.block(escape(f"Of these: {said}.{seen}")) + worst(result, table, count)
+    seen = f" Visual: {', '.join(traits.visual)}." if traits.visual else ""
+    return _figure(figure) + paragraph(escape(f"Of these: {said}.{seen}")) + worst(result, table, count)
 
 
 def _published(result: Result) -> str:
-    published = pd.read_csv(DATA / "published.csv")
+    published = pd.read_csv(shipped("data/published.csv"))
     columns = ["R@1", "R@5", "R@10", "MRR@10"]
     ours = pd.DataFrame(
         [{"method": f"this report: {result.model}", **{name: result.metrics[name].mean for name in columns}}]
     )
-    note = "The paper's rows are of MERIT's 51,177 products; ours compare with them only if this report is of these too."
-    return html.block(html.grey(note)) + _table(pd.concat([ours, published]), index=False)
+    note = (
+        "The paper's rows are of MERIT's 51,177 products; ours compare with them only if this report is of "
+        "these too."
+    )
+    return paragraph(grey(note)) + _table(pd.concat([ours, published]), index=False)
 
 
 def _findings() -> str:
     try:
-        table = findings(RESULTS)
+        table = findings()
     except FileNotFoundError as error:
-        return html.block(escape(str(error)))
+        return paragraph(escape(str(error)))
     note = "From the shipped checkpoints and experiments (data/results), not from this report's model."
-    return html.block(html.grey(note)) + _table(table[["number", "finding", "measure", "published", "ours", "low", "high", "p (Holm)",
-                                                       "verdict", "why"]], index=False)  # fmt: skip
+    return paragraph(grey(note)) + _table(
+        table[
+            ["number", "finding", "measure", "published", "ours", "low", "high", "p (Holm)", "verdict", "why"]
+        ],
+        index=False,
+    )

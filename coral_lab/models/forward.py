@@ -1,0 +1,83 @@
+"""From prompts to the network's states, and from there to embeddings: the steps that encoding and training
+share.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import normalize
+from transformers import BatchEncoding
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from coral_lab.errors import ItemError
+from coral_lab.models.inputs import Prompt
+from coral_lab.models.loading import Model
+from coral_lab.models.pixels import key
+from coral_lab.models.vision import Vision
+
+
+def tokenize(model: Model, prompts: Sequence[Prompt], vision: Vision, answers: Sequence[str] | None = None):
+    """Left-padded `input_ids`, `attention_mask`, `mm_token_type_ids` [prompt, token] and `image_grid_thw`.
+
+    The image token is repeated as the processor does. `answers`, if given, follow the prompts; their length
+    in tokens is `answer_lengths` [prompt]. Raises ItemError for a text longer than the model can read.
+    """
+    tokenizer, merge = model.processor.tokenizer, model.processor.image_processor.merge_size**2
+    ids = [
+        _expand(
+            row,
+            model.processor.image_token_id,
+            [int(vision.grids[key(picture)].prod()) // merge for picture in prompt.pictures],
+        )
+        for prompt, row in zip(prompts, token_ids(model, prompts), strict=True)
+    ]
+    tails = tokenizer(list(answers))["input_ids"] if answers is not None else [[]] * len(prompts)
+    longest = model.network.config.text_config.max_position_embeddings
+    for prompt, row in zip(prompts, ids, strict=True):
+        if len(row) > longest:
+            raise ItemError(
+                prompt.name, f"is {len(row):,} tokens long and the model reads {longest:,}; shorten it"
+            )
+    rows = [head + tail for head, tail in zip(ids, tails, strict=True)]
+    batch = tokenizer.pad({"input_ids": rows}, padding_side="left", return_tensors="pt")
+    batch["mm_token_type_ids"] = (batch["input_ids"] == model.processor.image_token_id).int()
+    batch["answer_lengths"] = torch.tensor([len(tail) for tail in tails])
+    grids = [vision.grids[key(picture)] for prompt in prompts for picture in prompt.pictures]
+    if grids:
+        batch["image_grid_thw"] = torch.stack(grids)
+    return batch
+
+
+def token_ids(model: Model, prompts: Sequence[Prompt]) -> list[list[int]]:
+    """Of each prompt's text, with one image token for each picture."""
+    return model.processor.tokenizer([prompt.text for prompt in prompts])["input_ids"] if prompts else []
+
+
+def _expand(ids: Sequence[int], image_token: int, counts: Sequence[int]) -> list[int]:
+    """Each image token as often as its picture has features; never a piece of a word, it splits the text."""
+    left = iter(counts)
+    return [token for id in ids for token in ([id] * next(left) if id == image_token else [id])]
+
+
+def forward(
+    model: Model, prompts: Sequence[Prompt], vision: Vision, batch: BatchEncoding
+) -> Float[Tensor, "row token dim"]:
+    """The text model's last hidden states, after its final norm. No LM head, no kept layers, no cache."""
+    features = tuple(vision.features[key(picture)] for prompt in prompts for picture in prompt.pictures)
+    inputs = {name: value.to(model.device) for name, value in batch.items() if name != "answer_lengths"}
+    if features:  # in the order of the rows: image tokens are filled flat across the batch
+        inputs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=features)}
+    return model.network.model(**inputs, use_cache=False, return_dict=True).last_hidden_state
+
+
+def last_token(hidden: Float[Tensor, "row token dim"], mask: Tensor) -> Float[Tensor, "row dim"]:
+    """The last real token's state (h_eos), wherever the padding is (`mask` is 1 on tokens)."""
+    place = (mask * torch.arange(1, mask.shape[1] + 1)).argmax(-1).to(hidden.device)
+    return hidden[torch.arange(len(hidden), device=hidden.device), place]
+
+
+def normalised(states: Float[Tensor, "row dim"]) -> Float[Tensor, "row dim"]:
+    """Embeddings: states L2-normalised in float32."""
+    return normalize(states.float(), dim=-1)

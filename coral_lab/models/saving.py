@@ -1,0 +1,112 @@
+"""Writing a checkpoint that transformers, coral_lab and sentence-transformers all load, with a model card."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from coral_lab.models.loading import Model
+
+MARK = "<!-- written by coral_lab; replace it, and it stays yours -->"
+
+
+def save(model: Model, folder: str | os.PathLike, facts: Mapping[str, object] | None = None) -> None:
+    """Write a checkpoint that transformers, coral_lab and `SentenceTransformer(folder)` all load by its
+    path alone.
+
+    With LoRA adapters only these are written; `load` merges them into the model they were trained on. Beside
+    it goes a model card, `README.md`, with `facts` such as how it was trained; one that somebody else wrote
+    stays.
+    """
+    folder = Path(folder)
+    model.network.save_pretrained(folder)
+    model.processor.save_pretrained(folder)
+    adapter = getattr(model.network, "_hf_peft_config_loaded", False)
+    card = folder / "README.md"
+    if not card.exists() or MARK in card.read_text(encoding="utf-8"):
+        card.write_text(model_card(model, folder.name, facts or {}, adapter), encoding="utf-8")
+    if adapter:
+        return
+    for file, content in _sentence_transformers_files(model.dim).items():
+        (folder / file).parent.mkdir(exist_ok=True)
+        (folder / file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def model_card(model: Model, name: str, facts: Mapping[str, object], adapter: bool = False) -> str:
+    """What a reader of the folder needs: what it is, how it is loaded, how an embedding is made, and
+    further `facts`.
+    """
+    millions = sum(p.numel() for p in model.network.parameters()) / 1e6
+    known = {
+        "architecture": f"{type(model.network).__name__}, {millions:,.1f} M parameters",
+        "embedding": f"last hidden state of the last token, L2-normalised, {model.dim} dimensions",
+        "prompt": "chat template with a generation prompt; a product after `Represent the given product: `",
+        "started from": model.name,
+        **facts,
+    }
+    rows = "\n".join(f"| {key} | {value} |" for key, value in known.items())
+    peers = "" if adapter else SENTENCE_TRANSFORMERS
+    return CARD.format(name=name, mark=MARK, rows=rows, peers=peers)
+
+
+CARD = """---
+library_name: transformers
+pipeline_tag: feature-extraction
+tags: [multimodal-retrieval, interleaved-queries, qwen2_5_vl, coral]
+---
+{mark}
+# {name}
+
+An embedding model for interleaved multi-condition product queries (the task of MERIT, arXiv 2506.03144).
+
+| | |
+|---|---|
+{rows}
+
+```python
+import coral_lab as cl
+
+model = cl.load("path/to/{name}")
+embeddings = cl.encode(model, [product, query])
+```
+{peers}"""
+
+SENTENCE_TRANSFORMERS = """
+`SentenceTransformer("path/to/this/folder")` loads it too, and pools the same token (`modules.json`).
+"""
+
+
+def _sentence_transformers_files(dim: int) -> dict[str, list | dict]:
+    """Last-token pooling after the generation prompt; without these files mean pooling would be taken."""
+    modules = {
+        "": "sentence_transformers.base.modules.transformer.Transformer",
+        "1_Pooling": "sentence_transformers.sentence_transformer.modules.pooling.Pooling",
+        "2_Normalize": "sentence_transformers.base.modules.normalize.Normalize",
+    }
+    reads = {"method": "forward", "method_output_name": "last_hidden_state"}
+    kinds = {"text": reads, "image": reads, "message": reads | {"format": "structured"}}
+    return {
+        "modules.json": [
+            {"idx": i, "name": str(i), "path": path, "type": kind}
+            for i, (path, kind) in enumerate(modules.items())
+        ],
+        "sentence_bert_config.json": {
+            "transformer_task": "feature-extraction",
+            "modality_config": kinds,
+            "module_output_name": "token_embeddings",
+            "processing_kwargs": {"chat_template": {"add_generation_prompt": True}},
+        },
+        "1_Pooling/config.json": {
+            "embedding_dimension": dim,
+            "pooling_mode": "lasttoken",
+            "include_prompt": True,
+        },
+        "2_Normalize/config.json": {
+            "module_input_name": "sentence_embedding",
+            "module_output_name": "sentence_embedding",
+        },
+        "config_sentence_transformers.json": {
+            "model_type": "SentenceTransformer",
+            "similarity_fn_name": "cosine",
+        },
+    }

@@ -1,0 +1,60 @@
+"""Pictures through the vision tower: each distinct one once, however many texts show it."""
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from coral_lab.models.inputs import Prompt
+from coral_lab.models.loading import Model
+from coral_lab.models.pixels import Pixel
+
+PATCHES, CPU_PATCHES = 2**15, 2**12
+"""Patches that the vision tower looks at together."""
+
+Change = Callable[
+    [Sequence[Hashable], Float[Tensor, "patch 1176"], Int[Tensor, "picture 3"]], Float[Tensor, "patch 1176"]
+]
+"""What training does to pictures first: their keys, patches and grids → the changed patches."""
+
+
+@dataclass(frozen=True)
+class Vision:
+    """Image features [image token, dim] and grids [3] of distinct pictures, by `pixels.key`."""
+
+    features: dict[Hashable, Tensor]
+    grids: dict[Hashable, Tensor]
+
+
+def vision_of(model: Model, prompts: Sequence[Prompt], change: Change | None = None) -> Vision:
+    """Run the vision tower once for each distinct picture of the prompts."""
+    shown = ((picture, prompt.name) for prompt in prompts for picture in prompt.pictures)
+    return vision_of_pixels(model, model.pixels(shown), change)
+
+
+def vision_of_pixels(model: Model, found: Mapping[Hashable, Pixel], change: Change | None = None) -> Vision:
+    """The same of processed pictures: as many of them at once as a processor's cache has room for."""
+    most = CPU_PATCHES if model.device.type == "cpu" else PATCHES
+    features, some, size = {}, {}, 0
+    for k, pixel in found.items():
+        if some and size + len(pixel[0]) > most:
+            features |= _features(model, some, change)
+            some, size = {}, 0
+        some[k] = pixel
+        size += len(pixel[0])
+    if some:
+        features |= _features(model, some, change)
+    return Vision(features, {k: grid for k, (_, grid) in found.items()})
+
+
+def _features(model: Model, found: Mapping[Hashable, Pixel], change: Change | None) -> dict[Hashable, Tensor]:
+    values = torch.cat([pair[0] for pair in found.values()])
+    grids = torch.stack([pair[1] for pair in found.values()])
+    if change is not None:
+        values = change(list(found), values, grids)
+    output = model.network.model.get_image_features(
+        values.to(model.device), grids.to(model.device), return_dict=True
+    )
+    return dict(zip(found, output.pooler_output, strict=True))

@@ -1,0 +1,153 @@
+"""How a query is worded: formats, and chat messages as on the model card.
+
+A format is a function from a query to its parts: text, and products standing for their pictures. `messages`
+turns parts into what a chat template takes. A format of one's own is five lines:
+
+    def bullets(query):
+        yield f"Find a {query.class_name}:"
+        for condition in query.conditions:
+            yield f"\n- {condition.attribute} of "
+            yield condition.product
+"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path
+from types import MappingProxyType
+
+from PIL import Image
+
+from coral_lab.errors import ItemError
+from coral_lab.images import paste_together
+from coral_lab.query import Product, Query, name_of
+from coral_lab.sources.package_files import shipped
+
+LANGUAGES = ("en", "id", "ms", "th", "vi")
+"""Languages that the instruction is worded in."""
+
+Part = str | Product | Image.Image
+Format = Callable[[Query], Iterable[Part]]
+
+
+@lru_cache(maxsize=1)
+def instructions() -> Mapping[str, dict]:
+    """MERIT's instruction in five languages, with words for attributes and classes:
+    `data/instructions.json`.
+    """
+    return json.loads(shipped("data/instructions.json").read_text(encoding="utf-8"))
+
+
+def _words(query: Query) -> tuple[str, list[str]]:
+    """The instruction's opening, and the words before each reference; MERIT's own keys stay as they are."""
+    table = instructions()
+    if query.language not in table:
+        raise ItemError(
+            f"query {query.id!r}", f"language is {query.language!r}; choose one of {', '.join(table)}"
+        )
+    words = table[query.language]
+    name = words["classes"].get(query.class_name, query.class_name)
+    opening = words["find"].format(**{"class": name}) if name else words["anything"]
+    asked = [words["attributes"].get(c.attribute, c.attribute) for c in query.conditions]
+    return opening, [words["next" if i else "first"].format(attribute=key) for i, key in enumerate(asked)]
+
+
+def seq(query: Query) -> Iterator[Part]:
+    """The model card's format: every picture where it is spoken of (the paper's `Seq`)."""
+    text, asked = _words(query)
+    for number, (condition, words) in enumerate(zip(query.conditions, asked, strict=True), 1):
+        # The card breaks the line before the first picture only.
+        yield f"{text}{words}<Product {number}> " + ("\n " if number == 1 else "")
+        yield condition.product
+        text = f"\n {condition.product.title} </Product {number}>"
+    yield text + query.text
+
+
+def cat(query: Query) -> Iterator[Part]:
+    """All pictures pasted into one, in front of the text (the paper's `Cat`)."""
+    pictures = [product.picture for product in query.references if product.image is not None]
+    if pictures:
+        yield paste_together(pictures)
+    yield from (part for part in seq(query) if isinstance(part, str))
+
+
+def describe(product: Product) -> str:
+    """What the picture shows, in words: a stand-in for a captioner, written from the product's facts."""
+    facts = ", ".join(
+        f"{key} {' '.join(product.attributes[key])}" for key in _SEEN if key in product.attributes
+    )
+    return f"[{product.class_name}{': ' if facts else ''}{facts}]"
+
+
+_SEEN = ("color", "pattern", "brand", "shape", "trim", "product style", "style")
+
+
+def caption(query: Query, describe: Callable[[Product], str] = describe) -> Iterator[Part]:
+    """Each picture replaced by a description (the paper's ablation without images)."""
+    for part in seq(query):
+        yield describe(part) if isinstance(part, Product) and part.image is not None else part
+
+
+FORMATS: Mapping[str, Format] = MappingProxyType({"seq": seq, "cat": cat, "caption": caption})
+
+
+def candidate(product: Product) -> Iterator[Part]:
+    """The model card's text for a product to be found."""
+    yield "Represent the given product: "
+    yield product
+    if product.title:
+        yield f"\n {product.title}"
+
+
+def parts(item: Product | Query, format: str | Format = "seq") -> list[Part]:
+    """What an item is read as: texts, joined where they meet, and products or pictures where a picture goes.
+
+    `format` is a name in FORMATS or a function of the query; products have one form only. A product without
+    a picture stands for nothing. Raises ItemError for an item of which nothing is left, ValueError for an
+    unknown format.
+    """
+    joined: list[Part] = []
+    for part in candidate(item) if isinstance(item, Product) else format_of(format)(item):
+        if isinstance(part, Product) and part.image is None:
+            continue
+        if isinstance(part, str) and joined and isinstance(joined[-1], str):
+            joined[-1] += part
+        else:
+            joined.append(part)
+    if not any(part.strip() if isinstance(part, str) else True for part in joined):
+        raise ItemError(name_of(item), "its format gives neither text nor picture; yield at least one part")
+    return joined
+
+
+def messages(item: Product | Query, format: str | Format = "seq") -> list[dict]:
+    """Chat messages for `processor.apply_chat_template` and `process_vision_info`, as on the model card.
+
+    Paths stay paths; drawn and encoded pictures are opened. Arguments and errors are those of `parts`.
+    """
+    return [{"role": "user", "content": [_entry(part) for part in parts(item, format)]}]
+
+
+def _entry(part: Part) -> dict:
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    picture = part.image if isinstance(part, Product) else part
+    if isinstance(picture, bytes) or callable(picture):
+        picture = part.picture
+    return {"type": "image", "image": str(picture) if isinstance(picture, Path) else picture}
+
+
+def format_of(format: str | Format) -> Format:
+    """The function of that name, or the function itself. Raises ValueError for an unknown name."""
+    if callable(format):
+        return format
+    if format not in FORMATS:
+        raise ValueError(f"format is {format!r}; use one of {', '.join(FORMATS)} or a function of the query")
+    return FORMATS[format]
+
+
+def format_name(format: str | Format) -> str:
+    """What a format is called: its name in FORMATS, or the function's own."""
+    if isinstance(format, str):
+        return format
+    known = {function: name for name, function in FORMATS.items()}
+    return known.get(format) or getattr(format, "__name__", repr(format))

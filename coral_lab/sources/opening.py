@@ -1,0 +1,34 @@
+"""One call for any data: a name, a hub id or a folder."""
+
+from pathlib import Path
+
+from coral_lab.query import Dataset
+from coral_lab.sources.merit_files import merit
+
+
+def dataset(
+    source: str | Path = "mini",
+    split: str = "test",
+    *,
+    revision: str | None = None,
+    offline: bool = False,
+    on_error: str = "raise",
+    remote_images: bool = False,
+) -> Dataset:
+    """The candidate pool and the queries of a split: "mini" (MERIT-mini, drawn here), a hub id such as
+    "WeiChow/merit", or a folder with MERIT's files.
+
+    MERIT-mini has the splits test, train and val, MERIT test and train. What else is known of a dataset
+    (which attributes are visual, what training holds back, parallel titles) is in its `traits`. The other
+    arguments and errors are those of `merit.merit`; MERIT-mini has no revision and no bad lines. Raises
+    ValueError for a revision of it.
+    """
+    if str(source) == "mini":
+        from coral_lab.mini.merit_mini import catalogue
+
+        if revision is not None:
+            raise ValueError(f"revision is {revision!r}, and mini is drawn, not downloaded; leave it out")
+        return catalogue("mini", split)
+    return merit(
+        source, split, revision=revision, offline=offline, on_error=on_error, remote_images=remote_images
+    )

@@ -1,0 +1,90 @@
+"""Writing a dataset in MERIT's file formats."""
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from coral_lab.query import Dataset, Product, Query
+from coral_lab.sources.instructions import instruction
+
+
+def write_merit(dataset: Dataset, folder: str | Path, split: str, limit: int | None = None) -> None:
+    """Write a dataset in MERIT's file formats, so that what reads one reads the other.
+
+    `data/{split}-00000-of-00001.parquet` holds the products, with JPEG pictures as `datasets` stores them and
+    the attributes as a JSON string; `queries-{split}.json` one query a line. With `limit`, only the first so
+    many queries, and the products that they name. Pictures are opened and written in batches. Ids must be
+    whole numbers, as MERIT's.
+    """
+    folder = Path(folder)
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    queries, products = dataset.queries, dataset.products
+    if limit is not None:
+        queries = queries[:limit]
+        mentioned = {id for query in queries for id in _mentioned(query)}
+        products = [product for product in products if product.id in mentioned]
+    _write_products(folder / "data" / f"{split}-00000-of-00001.parquet", products, split)
+    lines = (json.dumps(_query_record(query), ensure_ascii=False) + "\n" for query in queries)
+    (folder / f"queries-{split}.json").write_text("".join(lines), encoding="utf-8")
+
+
+def _mentioned(query: Query) -> Iterator[str]:
+    yield from (product.id for product in query.references)
+    yield from query.positives
+    yield from query.hard_negatives
+
+
+def _query_record(query: Query) -> dict:
+    """One line of MERIT's query files."""
+    wanted = {condition.product.id: {condition.attribute: condition.value} for condition in query.conditions}
+    return {
+        "query": wanted,
+        "pos_candidate": [int(id) for id in query.positives],
+        "hard_negative": [int(id) for id in query.hard_negatives],
+        "query instruction": instruction(query),
+    }
+
+
+def _write_products(path: Path, products, split: str, batch: int = 256) -> None:
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    schema = _schema()
+    with (
+        parquet.ParquetWriter(path, schema) as writer,
+        tqdm(total=len(products), desc=f"{split} products", unit="product") as progress,
+    ):
+        for start in range(0, len(products), batch):
+            rows = [_product_record(product) for product in products[start : start + batch]]
+            writer.write_table(pa.Table.from_pylist(rows, schema))
+            progress.update(len(rows))
+
+
+def _schema():
+    import pyarrow as pa
+
+    text = pa.string()
+    fields = {"idx": pa.int64(), "image": pa.struct({"bytes": pa.binary(), "path": text})}
+    fields |= {key: text for key in ("title", "class", "country", "language", "attribute")}
+    # `datasets` reads this note and hands out pictures instead of bytes.
+    kinds = {key: {"dtype": str(kind), "_type": "Value"} for key, kind in fields.items()}
+    note = {"info": {"features": kinds | {"image": {"_type": "Image"}}}}
+    return pa.schema(list(fields.items()), metadata={"huggingface": json.dumps(note)})
+
+
+def _product_record(product: Product) -> dict:
+    file = io.BytesIO()
+    product.picture.save(file, "JPEG", quality=92)
+    attributes = {key: values[0] for key, values in product.attributes.items()}
+    return {
+        "idx": int(product.id),
+        "image": {"bytes": file.getvalue(), "path": f"{product.id}.jpg"},
+        "title": product.title,
+        "class": product.class_name,
+        "country": product.country,
+        "language": product.language,
+        "attribute": json.dumps(attributes, ensure_ascii=False),
+    }

@@ -1,0 +1,105 @@
+"""Keeping embeddings while they are made: what a store has already is read, the rest committed as it
+comes.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from coral_lab.errors import ItemError
+from coral_lab.images import jpeg
+from coral_lab.models.inputs import Item, Prompt
+from coral_lab.models.loading import Model
+from coral_lab.models.pixels import key
+from coral_lab.query import Product, Query
+from coral_lab.store import fingerprints
+from coral_lab.store.tables import Record, Table
+
+COMMIT_EVERY = 5.0
+"""Seconds of work that a kill may cost at most, beside the batch at hand."""
+
+THUMBNAIL = 128  # pixels a side, kept in the store
+
+
+def table_of(store: str, model: Model) -> Table:
+    """This model's table in a store, as its weights are now. Raises StoreError for a folder of something
+    else.
+    """
+    space = fingerprints.space(model)
+    return Table(store, fingerprints.name(space), model.dim, space)
+
+
+class Keeper:
+    """Reads what the store has, and commits what is made, a few seconds' work at a time."""
+
+    def __init__(self, store: str, items: Sequence, prompts: Mapping[int, Prompt], model: Model):
+        self.table, self.items, self.prompts, self.model = table_of(store, model), items, prompts, model
+        self.keys: dict[int, str] = {}
+        self.present: set[int] = set()
+        self.pending: list[int] = []
+        self.since = time.monotonic()
+
+    def look_up(self, embeddings: np.ndarray, refuse: Callable[[int, ItemError], None]) -> None:
+        for i, own in list(self.prompts.items()):
+            try:
+                self.keys[i] = _key(self.items[i], own)
+            except ItemError as error:
+                refuse(i, error)
+        found = self.table.find(list(self.keys.values()))
+        for i, own in self.keys.items():
+            if own in found:
+                embeddings[i] = found[own]
+                self.present.add(i)
+        if len(self.present) < len(self.keys):
+            self.model.pixels.thumbnail_size = THUMBNAIL
+
+    def add(self, some: Sequence[int], embeddings: np.ndarray) -> None:
+        self.pending += some
+        if time.monotonic() - self.since > COMMIT_EVERY:
+            self.commit(embeddings)
+
+    def commit(self, embeddings: np.ndarray) -> None:
+        if self.pending:
+            own = [_record(self.items[i], self.keys[i], self._thumbnail(i)) for i in self.pending]
+            self.table.commit(own, embeddings[self.pending])
+        for i in self.pending:  # those of batches to come are being made
+            for picture in self.prompts[i].pictures:
+                self.model.pixels.thumbnails.pop(key(picture), None)
+        self.pending = []
+        self.since = time.monotonic()
+
+    def close(self, embeddings: np.ndarray) -> None:
+        self.model.pixels.thumbnail_size = None
+        self.commit(embeddings)
+        self.model.pixels.thumbnails.clear()
+
+    def _thumbnail(self, i: int) -> bytes | None:
+        item = self.items[i]
+        if not isinstance(item, Product) or item.image is None:
+            return None
+        made = self.model.pixels.thumbnails.get(key(item.image))
+        return made or jpeg(item.image, self.prompts[i].name, THUMBNAIL)
+
+
+def _key(item: Item | Any, own: Prompt) -> str:
+    """A product's is also of what the store tells about it, so that a changed fact makes a new record."""
+    content = fingerprints.item(own)
+    if not isinstance(item, Product):
+        return content
+    facts = (item.id, item.title, item.class_name, item.language, item.country, *_facts(item))
+    return fingerprints.digest([content, *facts])
+
+
+def _facts(product: Product) -> tuple[str, ...]:
+    return tuple(f"{name}={value}" for name, values in product.attributes.items() for value in values)
+
+
+def _record(item: Item | Any, own: str, thumbnail: bytes | None) -> Record:
+    if isinstance(item, Product):
+        known = (item.id, item.title, item.class_name, item.language, item.country, _facts(item), thumbnail)
+        return Record(own, "product", *known)
+    if isinstance(item, Query):
+        return Record(own, "query", item.id, class_name=item.class_name, language=item.language)
+    return Record(own, "messages")

@@ -1,0 +1,97 @@
+"""How the neighbourhood map is drawn: what can be coloured by, colours and shapes of labels, lines."""
+
+from base64 import b64encode
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+from jaxtyping import UInt8
+from plotly.colors import sample_colorscale
+
+from coral_lab.query import Product
+from coral_lab.study.plots import PALETTE, SYMBOLS
+
+LOOKS = len(PALETTE) * len(SYMBOLS)  # labels that can be told apart
+OTHER = "#b3b3b3"
+
+Labels = Sequence[str] | pd.Categorical | Callable[[], Sequence[str] | pd.Categorical]
+"""A label for each product; of an ordered Categorical the order shows in the colours. A function is called
+when needed.
+"""
+
+
+NUMBERS = np.array(
+    [{"circle": 0, "diamond": 2, "cross": 3, "triangle-up": 5}[name] for name in SYMBOLS], np.uint8
+)
+"""Plotly's numbers of SYMBOLS."""
+
+
+def packed(values: UInt8[np.ndarray, " point"]) -> dict[str, str]:
+    """The numbers as plotly packs them, which saves its slow look at each (5 s for 50,000 shapes)."""
+    return {"dtype": "u1", "bdata": b64encode(values.tobytes()).decode()}
+
+
+def layout(title: str) -> dict:
+    axis = {"visible": False}
+    return {
+        "template": "simple_white",
+        "width": 700,
+        "height": 520,
+        "title": {"text": title, "font": {"size": 15}},
+        "dragmode": "lasso",
+        "hovermode": "closest",
+        "legend": {"itemsizing": "constant", "font": {"size": 11}},
+        "xaxis": axis,
+        "yaxis": {**axis, "scaleanchor": "x"},
+        "margin": {"l": 10, "r": 10, "t": 40, "b": 10},
+    }
+
+
+def labels(products: Sequence[Product]) -> dict[str, Labels]:
+    """What can be coloured by: class, language, and the attributes that most products have."""
+    found = {"class": [p.class_name for p in products], "language": [p.language for p in products]}
+    counts = pd.Series([key for p in products for key in p.attributes]).value_counts()
+    for key in counts.index[counts > len(products) / 2]:
+        found[key] = [", ".join(p.attributes.get(key, ("",))) for p in products]
+    return found
+
+
+def looks(names: Sequence[str], ordered: bool) -> list[tuple[str, str, str]]:
+    """Name, colour and shape of each label: with more than seven a colour comes again in another shape."""
+    if ordered:
+        shares = np.linspace(0, 1, len(names)) if len(names) > 1 else [0.0]
+        return [
+            (name, colour, SYMBOLS[0])
+            for name, colour in zip(names, sample_colorscale("Cividis", shares), strict=True)
+        ]
+    found = [
+        (name, PALETTE[n % len(PALETTE)], SYMBOLS[n // len(PALETTE) % len(SYMBOLS)])
+        for n, name in enumerate(names)
+    ]
+    if len(names) == LOOKS and names[-1].startswith("other ("):
+        found[-1] = (names[-1], OTHER, SYMBOLS[0])
+    return found
+
+
+def lines(name: str, colour: str, dash: str = "solid", pairs: Sequence[tuple] = ()) -> go.Scatter:
+    x, y = path(pairs)
+    line = {"color": colour, "width": 1.5, "dash": dash}
+    return go.Scatter(
+        x=x,
+        y=y,
+        mode="lines",
+        name=name,
+        line=line,
+        hoverinfo="skip",
+        showlegend=bool(pairs) or "positives" not in name,
+    )
+
+
+def path(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[list, list]:
+    """Separate lines in one trace: a gap after each."""
+    x, y = (
+        [value for start, end in pairs for value in (float(start[axis]), float(end[axis]), None)]
+        for axis in (0, 1)
+    )
+    return x, y
