@@ -6,6 +6,7 @@ WORKERS ?= 2
 RUN := .venv/bin/python -m
 export JUPYTER_PLATFORM_DIRS := 1
 export TOKENIZERS_PARALLELISM := false
+export NO_MKDOCS_2_WARNING := 1
 export CORAL_LAB_STORE ?= $(CURDIR)/build/store
 
 .PHONY: lab demo test lint docs notebooks wheel mini bench

@@ -1,4 +1,4 @@
-"""How a query is worded: formats, and chat messages as on the model card.
+r"""How a query is worded: formats, and chat messages as on the model card.
 
 A format is a function from a query to its parts: text, and products standing for their pictures. `messages`
 turns parts into what a chat template takes. A format of one's own is five lines:

@@ -1,7 +1,8 @@
-"""README's code runs and its figures are those of the results files."""
+"""What README and the pages show runs, and their figures are those of the results files."""
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -11,34 +12,52 @@ import coral_lab as cl
 from coral_lab.replication.cells import compare_arms, read_results
 
 README = Path("README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+RESULTS = Path("docs/pages/results.md").read_text(encoding="utf-8")
+PYTHON = re.compile(r"```python\n(.*?)```", re.DOTALL)
 
 
-def test_the_first_lines_of_python_give_a_gallery_and_the_format_works():
+def small_shop():
+    """A pool of some hundred products, and queries with their answers in it."""
+    whole = cl.dataset("mini")
+    return replace(whole, products=whole.smaller_pool(whole.queries[:20], 400), queries=whole.queries[:20])
+
+
+def test_the_four_lines_of_python_give_what_stands_below_them():
+    (lines,) = PYTHON.findall(README)
+    assert len([line for line in lines.splitlines() if line and not line.startswith("import")]) == 3
     names: dict = {}
-    exec(BLOCKS[0], names)
-    shop, model = names["shop"], names["model"]
+    exec(lines, names)
+    shop = names["shop"]
     assert f"{len(shop.products):,} products, {len(shop.queries):,} queries" in README
-    last = BLOCKS[0].strip().splitlines()[-1].partition("#")[0]
-    assert len(eval(last, names)) == 10
-    small = type(shop)(
-        "small", shop.products[:300], [q for q in shop.queries if int(q.positives[0]) < 2000300][:20]
-    )
-    exec(BLOCKS[1].replace("cl.evaluate", "result = cl.evaluate"), {**names, "shop": small}, found := {})
-    assert model.name == found["result"].model
-    assert 0 <= found["result"].metrics["R@10"].mean <= 1
+    said = repr(eval(lines.strip().splitlines()[-1], names)).splitlines()
+    shown = README.partition("```\n\n    10 hits")[2].splitlines()
+    assert f"10 hits{shown[0]}" == said[0]
+    (rank, score, *others), (same, own, *rest) = shown[1].split(), said[1].split()
+    assert [rank, *others] == [same, *rest]
+    assert float(score) == pytest.approx(float(own), abs=5e-4)
 
 
-def test_the_lines_about_a_store_run(tmp_path, monkeypatch):
-    model, shop = cl.load("mini"), cl.dataset("mini")
-    query = next(q for q in shop.queries if q.class_name == "shoes")
-    small = type(shop)("small", shop.products[:400], [query])
+@pytest.mark.parametrize("page", ["guide", "training"])
+def test_what_the_pages_show_runs(page, tmp_path, monkeypatch):
+    blocks = PYTHON.findall(Path(f"docs/pages/{page}.md").read_text(encoding="utf-8"))
+    shop, names = small_shop(), {}
+    monkeypatch.setattr(cl, "dataset", lambda *_: shop)
     monkeypatch.chdir(tmp_path)
-    names = {"cl": cl, "model": model, "shop": small}
-    lines = BLOCKS[2].strip().splitlines()
-    exec("\n".join(lines[:-1]), names)
-    found = eval(lines[-1], names)
-    assert {(hit.product.class_name, hit.product.language) for hit in found} == {("shoes", "th")}
+    for block in blocks:
+        exec(
+            block.replace("steps=600", "steps=1, warmup=1").replace(
+                "batch_size=64, chunk", "batch_size=4, chunk"
+            ),
+            names,
+        )
+    assert len(blocks) > 2
+
+
+def test_the_tree_has_every_room_and_every_file_of_the_root():
+    tree = README.partition("    coral_lab/\n")[2].partition("\n    notebooks/")[0]
+    listed = set(re.findall(r"^      ([\w.]+/?)", tree, re.MULTILINE))
+    there = {entry.name + "/" * entry.is_dir() for entry in Path("coral_lab").iterdir()}
+    assert listed == there - {"__init__.py", "py.typed", "__pycache__/"}
 
 
 @pytest.mark.parametrize("name", ["base", "contrastive", "coral"])
@@ -46,17 +65,18 @@ def test_retrieval_figures_are_those_measured(name):
     written = json.loads(Path(f"data/results/{name}-test.json").read_text())
     mean, (low, high) = written["metrics"]["R@1"], written["intervals"]["R@1"]
     cells = [f"{written['metrics'][metric]:.3f}" for metric in ("R@5", "R@10", "MRR@10")]
-    assert " | ".join([f"{mean:.3f} [{low:.3f}, {high:.3f}]", *cells]) in README
+    assert " | ".join([f"{mean:.3f} [{low:.3f}, {high:.3f}]", *cells]) in RESULTS
     assert written["n_queries"] == 2000
     assert written["pool"] == 3000
 
 
-@pytest.mark.parametrize("source", ["picture", "titles"])
-def test_attribute_figures_are_those_measured(source):
+@pytest.mark.parametrize(("source", "column"), [("picture", 2), ("title", 3)])
+def test_attribute_figures_are_those_measured(source, column):
     table = pd.read_csv("data/results/base-attributes.csv")
-    rows = table[table["source"].str.startswith(source.rstrip("s"))]
+    rows = table[table["source"].str.startswith(source)]
     for attribute, part in rows.groupby("attribute"):
-        assert f"{attribute} {part['accuracy'].min():.3f}" in README, (source, attribute)
+        (line,) = re.findall(rf"^\| {attribute} \|.*$", RESULTS, re.MULTILINE)
+        assert line.split("|")[column].strip() == f"{part['accuracy'].min():.3f}", (source, attribute)
 
 
 def test_files_it_names_exist():

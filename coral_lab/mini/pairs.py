@@ -21,14 +21,16 @@ FOREIGN = 0.2  # share of queries whose instruction is not English
 FEWER = 0.5  # share of queries that are cut to some of their conditions
 
 
-def translated(product: Product, rng: Random, languages: Sequence[str] = LANGUAGES) -> Product:
+def sometimes_retitled(product: Product, rng: Random, languages: Sequence[str] = LANGUAGES) -> Product:
     """The product, at times with its title in another of these languages."""
     return retitle(product, rng.choice(languages)) if rng.random() < TRANSLATED else product
 
 
 def varied(query: Query, rng: Random, languages: Sequence[str] = LANGUAGES) -> Query:
     """The query with some titles and at times its instruction in another language: the same question."""
-    conditions = tuple(replace(c, product=translated(c.product, rng, languages)) for c in query.conditions)
+    conditions = tuple(
+        replace(c, product=sometimes_retitled(c.product, rng, languages)) for c in query.conditions
+    )
     language = rng.choice(languages[1:]) if rng.random() < FOREIGN else query.language
     return replace(query, conditions=conditions, language=language)
 
@@ -62,10 +64,12 @@ def mini_pairs(shop: Dataset, negatives: int = 0, languages: Sequence[str] = LAN
         right = sorted(meeting - {product.id for product in query.references})
         query = replace(query, positives=tuple(right))
         showing = [id for id in right if wanted.keys() <= shown(shop.by_id[id])]
-        positive = translated(shop.by_id[rng.choice(showing or right)], rng, languages)
+        positive = sometimes_retitled(shop.by_id[rng.choice(showing or right)], rng, languages)
         hard = hard_negatives(query, by_class, shop, negatives, rng)
         return Pair(
-            varied(query, rng, languages), positive, tuple(translated(p, rng, languages) for p in hard)
+            varied(query, rng, languages),
+            positive,
+            tuple(sometimes_retitled(p, rng, languages) for p in hard),
         )
 
     return make

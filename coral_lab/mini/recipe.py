@@ -25,7 +25,7 @@ from coral_lab.mini.lessons import (
     title_lesson,
 )
 from coral_lab.mini.merit_mini import catalogue
-from coral_lab.mini.pairs import fewer, mini_pairs, translated, varied
+from coral_lab.mini.pairs import fewer, mini_pairs, sometimes_retitled, varied
 from coral_lab.mini.titles import named_in_title, retitle
 from coral_lab.models.inputs import prompt
 from coral_lab.models.loading import Model, best_device, load
@@ -142,7 +142,7 @@ def _pick(products: Sequence[Product], rng: Random, count: int) -> list[Product]
     draws.
     """
     places = sorted(rng.sample(range(len(products)), count))
-    return _own([translated(products[place], rng) for place in places])
+    return _own([sometimes_retitled(products[place], rng) for place in places])
 
 
 def _own(rows: list) -> list:

@@ -1,7 +1,7 @@
 """Which prompts are read together, and their pictures on the way while the model works on those before them.
 
 A batch is filled up to so many tokens, of prompts of like length, image tokens included; what a prompt begins
-with as the one before it is not counted, for it is read once (`reading.py`). A picture's features are kept
+with as the one before it is not counted, for it is read once (`prefixes.py`). A picture's features are kept
 until the last prompt that shows it, so that a product and the queries that refer to it look at it once.
 """
 

@@ -20,7 +20,7 @@ def dataset(
 
     MERIT-mini has the splits test, train and val, MERIT test and train. What else is known of a dataset
     (which attributes are visual, what training holds back, parallel titles) is in its `traits`. The other
-    arguments and errors are those of `merit.merit`; MERIT-mini has no revision and no bad lines. Raises
+    arguments and errors are those of `merit_files.merit`; MERIT-mini has no revision and no bad lines. Raises
     ValueError for a revision of it.
     """
     if str(source) == "mini":

@@ -80,8 +80,8 @@ class Frozen:
 
 
 class LivePlot:
-    """The losses of a running training: give it to `train` or `run` as `on_step`, and show it before you
-    start.
+    """The losses of a running training: give it to `cl.train` or `train_loop` as `on_step`, and show it
+    before you start.
 
     Redrawn every `every` steps; `.static()` is the same as a plain figure, with evaluations.
     """
