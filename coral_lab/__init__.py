@@ -39,7 +39,7 @@ def public(package: str, file: str) -> tuple[Callable[[str], object], Callable[[
     tree = ast.parse(Path(file).read_text(encoding="utf-8"))
     block = next(node for node in tree.body if isinstance(node, ast.If))
     imports = [node for node in block.body if isinstance(node, ast.ImportFrom)]
-    homes = {alias.name: node.module for node in imports for alias in node.names}
+    homes = {alias.name: node.module or "" for node in imports for alias in node.names}
 
     def get(name: str) -> object:
         if name not in homes:

@@ -40,7 +40,7 @@ class Settings:
     store: str | os.PathLike | None = None
     on_error: str = "raise"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.batch_size < 1 or self.on_error not in ("raise", "skip"):
             raise ValueError(
                 f"batch_size is {self.batch_size} and on_error {self.on_error!r}; use 1 or more, and raise "
@@ -125,12 +125,12 @@ def encode_all(
     return Encoded(embeddings, tuple(sorted(skipped.items())))
 
 
-def progress_bar(show: bool, *items: Iterable, **options) -> tqdm:
+def progress_bar(show: bool, *items: Iterable, **options: Any) -> tqdm:
     """A tqdm bar if `show` and $TQDM_DISABLE does not say otherwise, which an argument would override."""
     return tqdm(*items, **options) if show else tqdm(*items, **options, disable=True)
 
 
-def _as_items(items: Item | Iterable[Item | Any]) -> list:
+def _as_items(items: Any) -> list:
     single = isinstance(items, Product | Query | dict)
     if (
         isinstance(items, list | tuple)

@@ -25,11 +25,11 @@ class StoreError(WorkbenchError):
 class ItemError(ValueError):
     """One product, query or message that cannot be used. `item` names it, `problem` says why."""
 
-    def __init__(self, item: str, problem: str):
+    def __init__(self, item: str, problem: str) -> None:
         super().__init__(f"{item}: {problem}")
         self.item, self.problem = item, problem
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple:
         return ItemError, (self.item, self.problem)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -120,7 +121,7 @@ class Result:
                     if row >= 0:
                         handle.write(f"{query.id} Q0 {self.products[row].id} {rank} {score:.6f} {name}\n")
 
-    def write_json(self, file: str | Path, **facts) -> None:
+    def write_json(self, file: str | Path, **facts: Any) -> None:
         """The metrics from 0 to 1, number of queries and pool size as JSON, with further `facts`."""
         content = {
             "metrics": {name: value.mean for name, value in self.metrics.items()},
@@ -142,7 +143,7 @@ class Result:
         return "\n".join([head, *(f"  {name:8s} {value}" for name, value in self.metrics.items()), *left_out])
 
 
-def _metric_row(group: str, value, frame: pd.DataFrame) -> dict:
+def _metric_row(group: str, value: object, frame: pd.DataFrame) -> dict:
     row = {"group": group, "value": str(value), "queries": len(frame)}
     for name in METRICS:
         found = metrics.estimate(frame[name].to_numpy())

@@ -58,7 +58,7 @@ def ndcg(
 
 def estimate(
     values: Float[np.ndarray, " query"], confidence: float = 0.95, resamples: int = 2000, seed: int = 0
-):
+) -> Estimate:
     """Mean over queries with its percentile bootstrap interval, as an Estimate; NaN for no queries."""
     values = np.asarray(values, float)
     if len(values) == 0:

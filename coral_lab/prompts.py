@@ -65,7 +65,7 @@ def seq(query: Query) -> Iterator[Part]:
 
 def cat(query: Query) -> Iterator[Part]:
     """All pictures pasted into one, in front of the text (the paper's `Cat`)."""
-    pictures = [product.picture for product in query.references if product.image is not None]
+    pictures = [picture for product in query.references if (picture := product.picture) is not None]
     if pictures:
         yield paste_together(pictures)
     yield from (part for part in seq(query) if isinstance(part, str))
@@ -131,7 +131,7 @@ def _entry(part: Part) -> dict:
     if isinstance(part, str):
         return {"type": "text", "text": part}
     picture = part.image if isinstance(part, Product) else part
-    if isinstance(picture, bytes) or callable(picture):
+    if isinstance(part, Product) and (isinstance(picture, bytes) or callable(picture)):
         picture = part.picture
     return {"type": "image", "image": str(picture) if isinstance(picture, Path) else picture}
 
@@ -150,4 +150,4 @@ def format_name(format: str | Format) -> str:
     if isinstance(format, str):
         return format
     known = {function: name for name, function in FORMATS.items()}
-    return known.get(format) or getattr(format, "__name__", repr(format))
+    return known.get(format) or str(getattr(format, "__name__", repr(format)))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
+from typing import Any
 
 from PIL import Image
 
@@ -36,7 +37,7 @@ class Product:
     country: str = ""
     attributes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not isinstance(self.id, str) or not self.id:
             raise ItemError(
                 f"product {self.id!r}", "the id is no text; give a non-empty str (MERIT uses str(idx))"
@@ -58,13 +59,13 @@ class Product:
 
         return product_html(self)
 
-    def __eq__(self, other):
+    def __eq__(self, other: object) -> bool:
         return isinstance(other, Product) and self.id == other.id
 
-    def __hash__(self):
+    def __hash__(self) -> int:
         return hash(self.id)
 
-    def __reduce__(self):  # a mappingproxy does not pickle
+    def __reduce__(self) -> tuple:  # a mappingproxy does not pickle
         state = (self.id, self.title, self.image, self.class_name, self.language, self.country)
         return Product, (*state, dict(self.attributes))
 
@@ -103,7 +104,7 @@ class Query:
     language: str = "en"
     parent: "Query | None" = field(default=None, repr=False, compare=False)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "conditions", tuple(self.conditions))
         object.__setattr__(self, "positives", tuple(self.positives))
         object.__setattr__(self, "hard_negatives", tuple(self.hard_negatives))
@@ -121,7 +122,7 @@ class Query:
         languages = {product.language for product in self.references}
         return languages.pop() if len(languages) == 1 else "mixed" if languages else ""
 
-    def edited(self, **changes) -> "Query":
+    def edited(self, **changes: Any) -> "Query":
         """This query with some fields replaced, remembering this one as its parent."""
         return replace(self, parent=self, **changes)
 

@@ -7,6 +7,7 @@ All text is escaped.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import overload
 
 import pandas as pd
 
@@ -69,7 +70,9 @@ def product_html(product: Product) -> str:
 def query_html(query: Query) -> str:
     """A query as the model card words it, its pictures in their places."""
     parts = (
-        escape(part) if isinstance(part, str) else img(part.thumbnail(96), 72, part.title, inline=True)
+        img(part.thumbnail(96), 72, part.title, inline=True)
+        if isinstance(part, Product)
+        else escape(str(part))
         for part in seq(query)
     )
     facts = f"query {query.id} · {len(query.conditions)} conditions · {len(query.positives)} positives"
@@ -105,13 +108,17 @@ class Hit:
 
 
 @dataclass(frozen=True)
-class Hits(Sequence):
+class Hits(Sequence[Hit]):
     """The ranked results of one query; shows itself as a gallery."""
 
     query: Query
     hits: tuple[Hit, ...]
 
-    def __getitem__(self, i):
+    @overload
+    def __getitem__(self, i: int) -> Hit: ...
+    @overload
+    def __getitem__(self, i: slice) -> tuple[Hit, ...]: ...
+    def __getitem__(self, i: int | slice) -> Hit | tuple[Hit, ...]:
         return self.hits[i]
 
     def __len__(self) -> int:

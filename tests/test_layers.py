@@ -105,6 +105,19 @@ def test_a_module_is_short(file):
     assert max(map(len, lines), default=0) <= 110
 
 
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_more_than_six_parameters_have_their_reason_in_the_docstring(file):
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    classes = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    makers = {own: kind for kind in classes for own in kind.body if getattr(own, "name", "") == "__init__"}
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.FunctionDef) or (node.name.startswith("_") and node not in makers):
+            continue
+        names = [own.arg for own in (*node.args.args, *node.args.kwonlyargs) if own.arg != "self"]
+        said = ast.get_docstring(makers.get(node, node)) or ""
+        assert len(names) <= 6 or "parameters" in said, f"{node.name} takes {len(names)} and does not say why"
+
+
 def test_lines_are_not_kept_long_by_switching_the_formatter_off():
     skips = [
         file

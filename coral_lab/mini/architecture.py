@@ -6,6 +6,8 @@ which are nine image tokens; the vocabulary is learnt from the catalogue's words
 languages.
 """
 
+from typing import Any
+
 import torch
 from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, trainers
 from tokenizers.models import BPE
@@ -101,8 +103,10 @@ def _processor(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLProcessor:
 
 
 def _config(tokenizer: PreTrainedTokenizerFast, other_text: dict, other_vision: dict) -> Qwen2_5_VLConfig:
-    id = tokenizer.convert_tokens_to_ids
-    special = {f"{name}_token_id": id(f"<|{name}|>") for name in ("vision_start", "vision_end")}
+    id: Any = tokenizer.convert_tokens_to_ids
+    special: dict[str, Any] = {
+        f"{name}_token_id": id(f"<|{name}|>") for name in ("vision_start", "vision_end")
+    }
     text = {
         "vocab_size": VOCABULARY,
         "hidden_size": 128,

@@ -84,7 +84,8 @@ def draw(
 ) -> Image.Image:
     """The RGB picture of a product, 224 × 224 px; `seed` settles position, tilt, flip and background.
 
-    Raises ValueError for a value that is not on the attribute cards.
+    The other parameters are the visual attributes. Raises ValueError for a value that is not on the
+    attribute cards.
     """
     _check(class_name=class_name, shape=shape, color=color, pattern=pattern, brand=brand, trim=trim)
     rng = np.random.default_rng(seed)

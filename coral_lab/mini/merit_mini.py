@@ -55,7 +55,9 @@ def catalogue(name: str = "mini", split: str = "test", seed: int = 0) -> Dataset
 
 def _products(split: str, count: int, rng: Random) -> tuple[tuple[Product, ...], list[int]]:
     """`count` products, and the number of the listing that each belongs to."""
-    products, listings, number = [], [], 0
+    products: list[Product] = []
+    listings: list[int] = []
+    number = 0
     while len(products) < count:
         class_name, variants = _listing(rng)
         for facts in variants[: count - len(products)]:

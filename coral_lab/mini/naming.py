@@ -3,6 +3,7 @@ languages.
 """
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import pandas as pd
 import torch
@@ -83,7 +84,8 @@ def speak(model: Model, items: Sequence[Item], batch_size: int = 64, longest: in
         shown = [pixels[key(picture)][0] for prompt in prompts for picture in prompt.pictures]
         if shown:
             batch["pixel_values"] = torch.cat(shown)
-        output = model.network.generate(**batch.to(model.device), max_new_tokens=longest, do_sample=False)
+        network: Any = model.network
+        output = network.generate(**batch.to(model.device), max_new_tokens=longest, do_sample=False)
         new = output[:, batch["input_ids"].shape[1] :]
         said += model.processor.batch_decode(new, skip_special_tokens=True)
     return said

@@ -71,7 +71,7 @@ class Lookup:
         self.shown = [shown(product) for product in products]
         self.siblings = defaultdict(list)
         self.having = defaultdict(set)
-        self.showing = defaultdict(list)
+        self.showing: dict[tuple[str, ...], list[int]] = defaultdict(list)
         naming = defaultdict(list)
         for i, product in enumerate(products):
             self.siblings[listings[i]].append(i)
@@ -202,7 +202,7 @@ def _reference(pool: Lookup, sought: tuple, class_name: str, excluded: set[int],
     """A product showing `sought` (attribute, value, title language), half of the time of the wanted class."""
     options = [(*sought, class_name), sought] if rng.random() < SAME_CLASS else [sought]
     for option in options:
-        candidates = pool.showing.get(option)
+        candidates = pool.showing.get(option, [])
         for _ in range(6 if candidates else 0):
             found = rng.choice(candidates)
             if found not in excluded:

@@ -10,6 +10,9 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from random import Random
+from typing import Any
+
+from torch import Tensor
 
 from coral_lab.encoder import UNKEPT
 from coral_lab.evaluation import evaluate
@@ -120,7 +123,7 @@ def base_objective(
             "know": [product_lesson(product) for product in pick(mixture.products)],
             "ask": ask(mixture.queries),
         }
-        losses = {}
+        losses: dict[str, Tensor] = {}
         with autocast():
             for name, lessons in kinds.items():
                 if lessons and name in ("know", "ask"):
@@ -217,7 +220,7 @@ RECIPE = (
 
 
 def train_all(
-    folder: str | Path, changes: Mapping[str, object] | None = None, device: str | None = None
+    folder: str | Path, changes: Mapping[str, Any] | None = None, device: str | None = None
 ) -> None:
     """Every leg of `RECIPE` in turn, below `folder`, goes on where it was stopped; `changes` are settings for
     all.
@@ -259,7 +262,8 @@ def train_stage(
     config, shop = config or DEFAULTS[stage], catalogue("mini", "train")
     if model is None:
         model = untrained(corpus(shop), config.seed)
-        model.network.to(device or best_device())
+        network: Any = model.network
+        network.to(device or best_device())
     if lora:
         add_lora(model, lora, config.seed)
     model.pixels.limit = PIXEL_CACHE

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -21,7 +22,7 @@ def base_of(folder: Path) -> str:
     return base
 
 
-def merged(network: torch.nn.Module, folder: Path) -> torch.nn.Module:
+def merged(network: torch.nn.Module, folder: Path) -> Any:
     """The network with an adapter's weights added to its own. Raises CheckpointError for one that does not
     fit.
     """

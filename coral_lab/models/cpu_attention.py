@@ -27,7 +27,10 @@ def products(
     dropout: float = 0.0,
     **options,
 ) -> tuple[Float[Tensor, "row token head dim"], None]:
-    """Softmax(query · key · scaling + mask) · value; SDPA's where that is better, see LARGEST."""
+    """Softmax(query · key · scaling + mask) · value; SDPA's where that is better, see LARGEST.
+
+    The parameters are those that transformers hands to an attention.
+    """
     _, heads, tokens, _ = query.shape
     one = heads * tokens * key.shape[2] * query.element_size()
     if attention_mask is None or dropout or tokens == 1 or one > LARGEST:
@@ -36,10 +39,11 @@ def products(
         )
     some = LARGEST // one
     parts = zip(*(tensor.split(some) for tensor in (query, key, value, attention_mask)), strict=True)
-    return torch.cat([_attend(*part, scaling) for part in parts]).transpose(1, 2), None
+    found = [_attend(*part, scaling=scaling) for part in parts]
+    return torch.cat(found).transpose(1, 2), None
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float) -> Tensor:
+def _attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, *, scaling: float) -> Tensor:
     """Heads that share their keys are one long list of queries: keys are multiplied as they are, not
     repeated.
     """

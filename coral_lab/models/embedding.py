@@ -70,8 +70,8 @@ def _quickly(
                 else:
                     waiting = [*some.parts(1, tokens), *rest]
         batching.forget(batch)
-        for i, error in batch.refused:  # at last, so that the others of its batch are kept
-            refuse(i, error)
+        for i, reason in batch.refused:  # at last, so that the others of its batch are kept
+            refuse(i, reason)
 
 
 def _embed(model: Model, batch) -> Float32[np.ndarray, "row dim"]:
@@ -117,7 +117,7 @@ def _as_on_the_card(model: Model, prompts: Sequence[Prompt]) -> Float32[np.ndarr
     inputs = model.processor(
         text=[prompt.text for prompt in prompts], images=images or None, padding=True, return_tensors="pt"
     )
-    longest = model.network.config.text_config.max_position_embeddings
+    longest = model.longest
     for prompt, mask in zip(prompts, inputs["attention_mask"], strict=True):
         if mask.sum() > longest:
             raise ItemError(

@@ -3,6 +3,7 @@ share.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -34,7 +35,7 @@ def tokenize(model: Model, prompts: Sequence[Prompt], vision: Vision, answers: S
         for prompt, row in zip(prompts, token_ids(model, prompts), strict=True)
     ]
     tails = tokenizer(list(answers))["input_ids"] if answers is not None else [[]] * len(prompts)
-    longest = model.network.config.text_config.max_position_embeddings
+    longest = model.longest
     for prompt, row in zip(prompts, ids, strict=True):
         if len(row) > longest:
             raise ItemError(
@@ -65,7 +66,7 @@ def forward(
     model: Model, prompts: Sequence[Prompt], vision: Vision, batch: BatchEncoding
 ) -> Float[Tensor, "row token dim"]:
     """The text model's last hidden states, after its final norm. No LM head, no kept layers, no cache."""
-    features = tuple(vision.features[key(picture)] for prompt in prompts for picture in prompt.pictures)
+    features: Any = tuple(vision.features[key(picture)] for prompt in prompts for picture in prompt.pictures)
     inputs = {name: value.to(model.device) for name, value in batch.items() if name != "answer_lengths"}
     if features:  # in the order of the rows: image tokens are filled flat across the batch
         inputs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=features)}

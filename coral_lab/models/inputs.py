@@ -30,6 +30,7 @@ def prompt(model: Model, item: Item | Any, format: str | Format = "seq", name: s
 
     Raises ItemError for messages without content, videos, and texts that contain the image token itself.
     """
+    chat: list[dict[str, Any]]
     if isinstance(item, Product | Query):
         name = name_of(item)
         content = parts(item, format)
@@ -38,7 +39,8 @@ def prompt(model: Model, item: Item | Any, format: str | Format = "seq", name: s
         ]
         chat = [{"role": "user", "content": texts}]
         shown = (part for part in content if not isinstance(part, str))
-        pictures = tuple(part.image if isinstance(part, Product) else part for part in shown)
+        own = (part.image if isinstance(part, Product) else part for part in shown)
+        pictures = tuple(picture for picture in own if picture is not None)
     else:
         chat, pictures = _chat(item, name)
     text = model.processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_
 
 
 @contextmanager
-def only_last(text_model: nn.Module, count: int) -> Iterator[None]:
+def only_last(text_model: Any, count: int) -> Iterator[None]:
     """Inside, a Qwen2.5-VL text model works out the last `count` places of its last layer; other states are
     zero.
 
@@ -28,7 +29,7 @@ def only_last(text_model: nn.Module, count: int) -> Iterator[None]:
         raise ValueError(f"count is {count}; ask for at least the last place")
     thread, width = threading.get_ident(), 0
 
-    def narrow(layer: nn.Module, args: tuple, options: dict):
+    def narrow(layer: Any, args: tuple, options: dict):
         nonlocal width
         if threading.get_ident() != thread:
             return None
@@ -67,9 +68,7 @@ class _Whole:
         return self.keys, self.values
 
 
-def _keys_and_values(
-    layer: nn.Module, hidden: Tensor, places: tuple[Tensor, Tensor]
-) -> tuple[Tensor, Tensor]:
+def _keys_and_values(layer: Any, hidden: Tensor, places: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """As the layer's own attention makes them (`Qwen2_5_VLAttention.forward`, transformers 5.23)."""
     attention, hidden = layer.self_attn, layer.input_layernorm(hidden)
     keys, values = (

@@ -11,6 +11,7 @@ from functools import cached_property
 from html import escape
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -69,7 +70,16 @@ class Model:
     @property
     def dim(self) -> int:
         """Length of an embedding: 2048 for CORAL."""
-        return self.network.config.text_config.hidden_size
+        return self._text_config.hidden_size
+
+    @property
+    def longest(self) -> int:
+        """Most tokens that it reads."""
+        return self._text_config.max_position_embeddings
+
+    @property
+    def _text_config(self) -> Any:
+        return self.network.config.text_config
 
     @property
     def attention(self) -> str:
@@ -208,7 +218,7 @@ def _read_json(file: Path) -> dict:
 
 def _network(
     folder: Path, dtype: torch.dtype | None, device: torch.device, attention: str | None, quick: bool
-):
+) -> Any:
     """The model of a folder on the CPU or, where accelerate is here, straight on its device; every weight
     accounted for.
     """
@@ -226,7 +236,7 @@ def _network(
     straight = device.type != "cpu" and find_spec("accelerate") is not None
     attention = attention or _best_attention(device, dtype, quick)
     try:
-        network, report = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        loaded: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(
             folder,
             dtype=dtype,
             attn_implementation=attention,
@@ -237,6 +247,7 @@ def _network(
         )
     except (OSError, RuntimeError, ValueError, ImportError, SafetensorError) as error:
         raise CheckpointError(f"{folder} could not be loaded: {error}") from error
+    network, report = loaded
     _check_report(report, folder)
     if quick:
         make_quick(network, attention)

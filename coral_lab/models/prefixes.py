@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
 from itertools import compress
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -39,7 +40,9 @@ def forward_last(
     mean nothing.
     """
     rows = _rows(model, prompts, vision, batch)
-    order, states, cache = [], [], DynamicCache(config=model.network.config.text_config)
+    order: list[int] = []
+    states: list[Tensor] = []
+    cache = DynamicCache(config=model.network.model.language_model.config)
     with only_last(model.network.model.language_model, count):
         for call in _calls(rows, count):
             held = _chosen(cache, call.held)
@@ -141,7 +144,8 @@ def _chosen(cache: DynamicCache, places: list[int]) -> DynamicCache:
     """A cache of these rows of another one, which stays as it is."""
     found = copy(cache)
     found.layers = [copy(layer) for layer in cache.layers]
-    if cache.layers and cache.layers[0].get_seq_length() and len(cache.layers[0].keys) == 1:
+    first: Any = cache.layers[0] if cache.layers else None
+    if first is not None and first.get_seq_length() and len(first.keys) == 1:
         # Mostly. Its gradient is one sum, not one row added after the other.
         found.batch_repeat_interleave(len(places))
     else:
@@ -203,4 +207,4 @@ def _put_back(parts: Sequence[Tensor], order: Sequence[int]) -> Tensor:
     """The parts' rows together, `order` being the place of each."""
     back = torch.empty(len(order), dtype=torch.long)
     back[order] = torch.arange(len(order))
-    return torch.cat(parts)[back.to(parts[0].device)]
+    return torch.cat(list(parts))[back.to(parts[0].device)]

@@ -37,7 +37,9 @@ def vision_of(model: Model, prompts: Sequence[Prompt], change: Change | None = N
 def vision_of_pixels(model: Model, found: Mapping[Hashable, Pixel], change: Change | None = None) -> Vision:
     """The same of processed pictures: as many of them at once as a processor's cache has room for."""
     most = CPU_PATCHES if model.device.type == "cpu" else PATCHES
-    features, some, size = {}, {}, 0
+    features: dict[Hashable, Tensor] = {}
+    some: dict[Hashable, Pixel] = {}
+    size = 0
     for k, pixel in found.items():
         if some and size + len(pixel[0]) > most:
             features |= _features(model, some, change)

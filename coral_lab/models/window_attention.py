@@ -23,7 +23,8 @@ def windows(module, query, key, value, attention_mask, scaling, dropout=0.0, *, 
     """Attention within each window. `query`, `key`, `value` are [1, head, token, dim]; returns [1, token,
     head, dim].
 
-    `cu_seq_lens_q` are the windows' ends, from 0 to the number of tokens.
+    `cu_seq_lens_q` are the windows' ends, from 0 to the number of tokens. The parameters are those that
+    transformers hands to an attention.
     """
     lengths = cu_seq_lens_q.diff()
     tensors = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]  # [token, head, dim]
@@ -39,10 +40,9 @@ def windows(module, query, key, value, attention_mask, scaling, dropout=0.0, *, 
 
 
 def _attend(tensors, length: int, scaling: float, dropout: float) -> torch.Tensor:
-    batched = [tensor.unflatten(0, (-1, length)).transpose(1, 2) for tensor in tensors]
-    return (
-        scaled_dot_product_attention(*batched, scale=scaling, dropout_p=dropout).transpose(1, 2).flatten(0, 1)
-    )
+    query, key, value = (tensor.unflatten(0, (-1, length)).transpose(1, 2) for tensor in tensors)
+    found = scaled_dot_product_attention(query, key, value, scale=scaling, dropout_p=dropout)
+    return found.transpose(1, 2).flatten(0, 1)
 
 
 AttentionInterface.register(NAME, windows)

@@ -33,7 +33,7 @@ RESULTS, WORK = Path("build/results"), Path("build/experiments")
 class Measured:
     """What a cell gave: its row of figures, and each query's rank or rows about single queries."""
 
-    row: Mapping[str, float]
+    row: Mapping[str, float | str]
     ranks: pd.Series | None = None
     queries: pd.DataFrame | None = None
 

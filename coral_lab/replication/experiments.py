@@ -118,7 +118,7 @@ def train_and_measure(
     # One name may stand for other weights, trained anew; with a word before it a CSV never takes it for a
     # number.
     weights = f"xxh3 {fingerprints.weights(first.network)[:12]}"
-    settings = {
+    settings: dict[str, str | int] = {
         "start": start,
         "weights": weights,
         "steps": steps,
@@ -155,7 +155,7 @@ def _train(model: Model, arm: Arm, steps: int, batch_size: int, seed: int, folde
     if arm.lora:
         add_lora(model, arm.lora, seed)
     shop = catalogue("mini", "train")
-    languages = LANGUAGES
+    languages: tuple[str, ...] = LANGUAGES
     if arm.held_back and arm.control:
         count = len(held_back(shop, arm.held_back).queries)
         shop = replace(shop, queries=tuple(Random(seed).sample(shop.queries, count)))
@@ -230,7 +230,7 @@ def conditions(
         row = {f"{edit} {column}": means.loc[edit, column] for edit in means.index for column in means}
         return Measured(row | {"swapped new": rows["new"].mean()}, queries=rows)
 
-    cells = (Cell(name, 0, lambda name=name: measure(name)) for name in models)
+    cells = (Cell(name, 0, partial(measure, name)) for name in models)
     return _ask("conditions", cells, shop, command, out)
 
 
@@ -268,7 +268,7 @@ def errors(
         rows["gap"] = rows["gap"].round(4)
         return Measured({"wrong": len(rows) / len(shop.queries), **kinds}, queries=rows)
 
-    cells = (Cell(name, 0, lambda name=name: measure(name)) for name in models)
+    cells = (Cell(name, 0, partial(measure, name)) for name in models)
     return _ask("mistakes", cells, shop, command, out)
 
 
@@ -281,7 +281,7 @@ ASKED: Mapping[str, Callable[..., pd.DataFrame]] = {
 
 
 def _ask(name: str, cells: Iterable[Cell], shop: Dataset, command: str, out: Path) -> pd.DataFrame:
-    settings = {"data": shop.name, "queries": len(shop.queries)}
+    settings: dict[str, str | int] = {"data": shop.name, "queries": len(shop.queries)}
     return measure_cells(
         name, cells, settings, command or f"coral_lab.replication.experiments.ASKED[{name!r}]", out
     )

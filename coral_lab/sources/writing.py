@@ -7,7 +7,8 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from coral_lab.query import Dataset, Product, Query
+from coral_lab.errors import ItemError
+from coral_lab.query import Dataset, Product, Query, name_of
 from coral_lab.sources.instructions import instruction
 
 
@@ -77,7 +78,9 @@ def _schema():
 
 def _product_record(product: Product) -> dict:
     file = io.BytesIO()
-    product.picture.save(file, "JPEG", quality=92)
+    if (picture := product.picture) is None:
+        raise ItemError(name_of(product), "has no picture, and MERIT's products all have one; leave it out")
+    picture.save(file, "JPEG", quality=92)
     attributes = {key: values[0] for key, values in product.attributes.items()}
     return {
         "idx": int(product.id),

@@ -48,9 +48,9 @@ class Keeper:
             except ItemError as error:
                 refuse(i, error)
         found = self.table.find(list(self.keys.values()))
-        for i, own in self.keys.items():
-            if own in found:
-                embeddings[i] = found[own]
+        for i, name in self.keys.items():
+            if name in found:
+                embeddings[i] = found[name]
                 self.present.add(i)
         if len(self.present) < len(self.keys):
             self.model.pixels.thumbnail_size = THUMBNAIL

@@ -1,9 +1,10 @@
 """A durable pool of products under one checkpoint: encode into it, search it by metadata, export it."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -112,7 +113,7 @@ class Store:
         """All products with metadata, thumbnails and embeddings."""
         self.table.to_parquet(Path(file), PRODUCTS)
 
-    def to_dataset(self):
+    def to_dataset(self) -> Any:
         """All products as a `datasets.Dataset`; needs that package. Pictures are thumbnails."""
         datasets = require("datasets", "data")
         table = self.table
@@ -151,7 +152,7 @@ def recall(table: Table, sample: int = 100, k: int = 10, seed: int = 0) -> float
 
 
 def _product(row: Record) -> Product:
-    attributes: dict[str, Sequence[str]] = {}
+    attributes: dict[str, tuple[str, ...]] = {}
     for fact in row.attributes:
         name, _, value = fact.partition("=")
         attributes[name] = (*attributes.get(name, ()), value)

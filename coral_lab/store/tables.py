@@ -169,7 +169,7 @@ class Table:
             for key, place in zip(known["key"].to_pylist(), known["_rowid"].to_pylist(), strict=True)
             if key in wanted
         ]
-        found = {}
+        found: dict[str, np.ndarray] = {}
         for start in range(0, len(places), _BATCH):
             rows = table.take_row_ids(places[start : start + _BATCH]).select(["key", "vector"]).to_arrow()
             found |= dict(zip(rows["key"].to_pylist(), _matrix(rows["vector"], self.dim), strict=True))

@@ -231,10 +231,10 @@ def _codes(rows: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray]:
     """int8 of rows, the scale of each, and the norm of what that leaves out."""
     import torch
 
-    rows = torch.from_numpy(np.ascontiguousarray(rows))
-    scale = (rows.abs().amax(1) / 127).clamp(min=torch.finfo(torch.float32).tiny)
-    codes = (rows / scale[:, None]).round_()
-    left = (rows - codes * scale[:, None]).norm(dim=1)
+    exact = torch.from_numpy(np.ascontiguousarray(rows))
+    scale = (exact.abs().amax(1) / 127).clamp(min=torch.finfo(torch.float32).tiny)
+    codes = (exact / scale[:, None]).round_()
+    left = (exact - codes * scale[:, None]).norm(dim=1)
     return codes.to(torch.int8), scale.numpy(), left.numpy()
 
 

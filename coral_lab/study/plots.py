@@ -131,7 +131,7 @@ def scatter(
                 legendgroup=str(label),
                 showlegend=column == 1,
                 marker=marker,
-                text=[texts[i] for i in own] if len(texts) else None,
+                text=[texts[int(i)] for i in own] if len(texts) else None,
                 hoverinfo="text+name" if len(texts) else "name",
                 row=1,
                 col=column,
@@ -153,8 +153,12 @@ def bars(
     estimates: Mapping[str, Estimate] | Mapping[str, Mapping[str, Estimate]], title: str = "", unit: str = ""
 ) -> go.Figure:
     """One bar an estimate, with its 95% interval; for estimates in named groups, a colour a group."""
-    nested = all(isinstance(value, Mapping) for value in estimates.values())
-    groups = estimates if nested else {"": estimates}
+    groups: dict[str, Mapping[str, Estimate]] = {
+        name: value for name, value in estimates.items() if isinstance(value, Mapping)
+    }
+    nested = len(groups) == len(estimates)
+    if not nested:
+        groups = {"": {name: value for name, value in estimates.items() if isinstance(value, Estimate)}}
     figure = go.Figure()
     for number, (name, own) in enumerate(groups.items()):
         figure.add_bar(

@@ -180,7 +180,7 @@ def heeded(
     those of `attribution`.
     """
     groups = _groups([_taken_away(query, how) for query in queries], 32)
-    records = []
+    records: list[dict] = []
     for edits in progress_bar(len(groups) >= 8, groups, desc="heeded", unit="batch"):
         items = [edited for _, edited in edits]
         together = replace(UNKEPT, batch_size=max(len(items), 1))

@@ -164,9 +164,9 @@ def gradients(
         with autocast():
             again = forward if once else _forward(model, decoders, forward.part, coral)
             terms = _reconstructions(model, decoders, again, coral, mask, counts)
-        total = sum((e * p).sum() for e, p in zip(again.embeddings, pull, strict=True))
-        total += sum(coral.weights[name] * value for name, value in terms.items())
-        total.backward()
+        pulled = [(e * p).sum() for e, p in zip(again.embeddings, pull, strict=True)]
+        pulled += [coral.weights[name] * value for name, value in terms.items()]
+        torch.stack(pulled).sum().backward()
         sums = {name: sums[name] + terms[name].item() for name in sums}
     return {
         "contrastive": loss,

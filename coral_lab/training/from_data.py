@@ -25,8 +25,9 @@ def train(
     """Train `model` in place on a dataset's queries and their positives, and save it in folder `out`.
 
     `objective` is "coral" (arXiv 2506.03144), "contrastive", or a StepConfig with weights and batch size of
-    one's own. Parameters learn in the dtype they were loaded in: load with dtype="float32". Errors are those
-    of `train_loop`, and ValueError for an unknown objective or queries without positives.
+    one's own; by default steps have 128 pairs. `config` says how long and how fast, by default 1,000 steps at
+    1e-5. Parameters learn in the dtype they were loaded in: load with dtype="float32". Errors are those of
+    `train_loop`, and ValueError for an unknown objective or queries without positives.
     """
     if isinstance(objective, str):
         if objective not in OBJECTIVES:

@@ -16,6 +16,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -43,7 +44,7 @@ values.
 
 def backward(terms: Mapping[str, Tensor]) -> dict[str, float]:
     """Add the gradients of the terms' sum; returns their values."""
-    sum(terms.values()).backward()
+    torch.stack(list(terms.values())).sum().backward()
     return {name: value.item() for name, value in terms.items()}
 
 
@@ -101,7 +102,8 @@ def train_loop(
     `decoders` are trained along and saved as `decoders.safetensors`; inference does not need them. `on_step`
     gets each row of the log, for a live plot. If `out` holds a checkpoint of the same config, goes on from
     there. Raises ValueError for a checkpoint of another config; FloatingPointError when a loss or gradient is
-    no number, with what was in that batch in `out/failed-step.json`.
+    no number, with what was in that batch in `out/failed-step.json`. (Seven parameters: what learns, how,
+    where, and who looks on.)
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -122,7 +124,7 @@ def train_loop(
             model.network.train()
         seconds = time.perf_counter() - started
         row = {"step": done, "seconds": round(seconds, 1), **row}
-        if first:
+        if log:
             log.write(row)
             if on_step:
                 on_step(row)
@@ -130,7 +132,7 @@ def train_loop(
                 _save_state(out / "state.pt", modules, optimizer, config, done, seconds)
         distributed.wait()
     model.network.eval()
-    if first:
+    if log:
         save(model, out, _facts(config, log.rows))
         if decoders is not None:
             save_file(decoders.state_dict(), out / "decoders.safetensors")
@@ -253,7 +255,8 @@ class Log:
     """A CSV of one row a step; columns may appear later, rows after the resumed step are dropped."""
 
     def __init__(self, file: Path, step: int):
-        self.file, self.rows = file, []
+        self.file = file
+        self.rows: list[Mapping[str, Any]] = []
         if file.is_file() and step:
             with file.open(newline="") as handle:
                 self.rows = [row for row in csv.DictReader(handle) if int(row["step"]) <= step]
@@ -261,14 +264,14 @@ class Log:
         self._rewrite()
 
     def write(self, row: Mapping[str, float | int]) -> None:
-        row = {name: f"{value:.5g}" if isinstance(value, float) else value for name, value in row.items()}
-        self.rows.append(row)
-        new = [name for name in row if name not in self.columns]
+        said = {name: f"{value:.5g}" if isinstance(value, float) else value for name, value in row.items()}
+        self.rows.append(said)
+        new = [name for name in said if name not in self.columns]
         if new:
             self.columns += new
             return self._rewrite()
         with self.file.open("a", newline="") as handle:
-            csv.DictWriter(handle, self.columns).writerow(row)
+            csv.DictWriter(handle, self.columns).writerow(said)
 
     def _rewrite(self) -> None:
         with self.file.open("w", newline="") as handle:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import layer_norm, normalize
 
 from coral_lab.errors import ItemError
-from coral_lab.images import img, open_image, thumbnail
+from coral_lab.images import Picture, img, open_image, thumbnail
 from coral_lab.models.inputs import prompt
 from coral_lab.models.loading import Model
 from coral_lab.models.pixels import key
@@ -55,11 +55,13 @@ class Rebuilt:
             else f' <span style="background:#8883"><s>{escape(word)}</s> → <b>{escape(guess)}</b></span>'
             for word, hidden, guess in self.words
         ]
-        pictures = {"whole": self.product.thumbnail(), "half hidden": self.shown, "rebuilt": self.rebuilt}
         size = 3 * CELL
+        halves = {"half hidden": self.shown, "rebuilt": self.rebuilt}
+        pictures = {"whole": self.product.thumbnail()}
+        pictures |= {name: thumbnail(picture, name, size) for name, picture in halves.items()}
         cards = [
             tile(
-                img(address if isinstance(address, str) else thumbnail(address, name, size), size, name),
+                img(address, size, name),
                 [name],
                 size + 16,
             )
@@ -83,9 +85,9 @@ def rebuild(
 
     That is the query's (L_reg) or, without a query, the product's own (L_rec). `gallery` lends the pieces.
     Raises ItemError for a product without a picture, ValueError for decoders without vision and language.
+    (Seven parameters: two models, the items, and what is drawn by chance.)
     """
-    if product.image is None:
-        raise ItemError(name_of(product), "has no picture to hide; choose one that has")
+    _image(product)
     if set(decoders.by_kind) != {"vision", "language"}:
         raise ValueError(f"decoders rebuild {sorted(decoders.by_kind)}; both vision and language are needed")
     target = [prompt(model, product)]
@@ -119,9 +121,15 @@ def rebuild(
     return Rebuilt(product, name, _paste(shown, columns), _paste(rebuilt, columns), words)
 
 
+def _image(product: Product) -> Picture:
+    if product.image is None:
+        raise ItemError(name_of(product), "has no picture to hide; choose one that has")
+    return product.image
+
+
 def _size(model: Model, product: Product, vision: Vision) -> tuple[int, int]:
     """Rows and columns of image tokens."""
-    _, height, width = vision.grids[key(product.image)].tolist()
+    _, height, width = vision.grids[key(_image(product))].tolist()
     merge = model.processor.image_processor.merge_size
     return height // merge, width // merge
 
@@ -129,7 +137,7 @@ def _size(model: Model, product: Product, vision: Vision) -> tuple[int, int]:
 def _cells(model: Model, product: Product, vision: Vision) -> list[Image.Image]:
     """The picture's pieces, one an image token, row by row."""
     rows, columns = _size(model, product, vision)
-    picture = open_image(product.image, name_of(product)).resize((columns * CELL, rows * CELL))
+    picture = open_image(_image(product), name_of(product)).resize((columns * CELL, rows * CELL))
     return [
         picture.crop((x * CELL, y * CELL, (x + 1) * CELL, (y + 1) * CELL))
         for y in range(rows)
@@ -140,8 +148,8 @@ def _cells(model: Model, product: Product, vision: Vision) -> list[Image.Image]:
 def _nearest(model: Model, predicted: Tensor, gallery: Sequence[Product]) -> list[Image.Image]:
     """For each predicted feature [token, dim] the gallery's piece with the nearest feature (cosine)."""
     vision = vision_of(model, [prompt(model, product) for product in gallery])
-    owners = [(product, i) for product in gallery for i in range(len(vision.features[key(product.image)]))]
-    features = torch.cat([vision.features[key(product.image)] for product in gallery]).float()
+    owners = [(product, i) for product in gallery for i in range(len(vision.features[key(_image(product))]))]
+    features = torch.cat([vision.features[key(_image(product))] for product in gallery]).float()
     features = normalize(layer_norm(features, features.shape[-1:]), dim=-1)
     best = (normalize(predicted.float(), dim=-1) @ features.T).argmax(-1).tolist()
     return [_cells(model, owners[i][0], vision)[owners[i][1]] for i in best]

@@ -223,7 +223,8 @@ def reconstructions(
     """The losses named in `weights`, unweighted. `eos` has the h_eos of the query ("reg") and the target
     ("rec").
 
-    `counts` are the numbers of masked places of the whole batch if this is a part of it.
+    `counts` are the numbers of masked places of the whole batch if this is a part of it. (Eight
+    parameters: each is a tensor or a weight of the paper's formula.)
     """
     counts, losses = counts or {}, {}
     for kind, decoder in decoders.by_kind.items():

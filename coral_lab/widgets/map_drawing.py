@@ -2,6 +2,7 @@
 
 from base64 import b64encode
 from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,7 @@ from coral_lab.study.plots import PALETTE, SYMBOLS
 LOOKS = len(PALETTE) * len(SYMBOLS)  # labels that can be told apart
 OTHER = "#b3b3b3"
 
-Labels = Sequence[str] | pd.Categorical | Callable[[], Sequence[str] | pd.Categorical]
+Labels: TypeAlias = Sequence[str] | pd.Categorical | Callable[[], Sequence[str] | pd.Categorical]
 """A label for each product; of an ordered Categorical the order shows in the colours. A function is called
 when needed.
 """
@@ -50,7 +51,10 @@ def layout(title: str) -> dict:
 
 def labels(products: Sequence[Product]) -> dict[str, Labels]:
     """What can be coloured by: class, language, and the attributes that most products have."""
-    found = {"class": [p.class_name for p in products], "language": [p.language for p in products]}
+    found: dict[str, Labels] = {
+        "class": [p.class_name for p in products],
+        "language": [p.language for p in products],
+    }
     counts = pd.Series([key for p in products for key in p.attributes]).value_counts()
     for key in counts.index[counts > len(products) / 2]:
         found[key] = [", ".join(p.attributes.get(key, ("",))) for p in products]

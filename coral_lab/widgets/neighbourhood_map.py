@@ -38,8 +38,8 @@ class NeighbourhoodMap(widgets.VBox):
     click shows. `queries` with their `query_embeddings` are drawn as stars, joined to their positives. A map
     has no place for a query: its star stands at the median place of its `k` nearest products, so only what it
     is joined to has meaning. `webgl=False` draws SVG, for browsers without WebGL and a few thousand points.
-    `selection` is what was clicked or lassoed, as a table; `static()` the same without widgets. Raises
-    ValueError if lengths differ.
+    `selection` is what was clicked or lassoed, as a table; `static()` the same without widgets. (Nine
+    parameters: what is shown, where, and what it is coloured by.) Raises ValueError if lengths differ.
     """
 
     def __init__(
@@ -74,9 +74,11 @@ class NeighbourhoodMap(widgets.VBox):
         self.k = min(k, len(self.products) - 1)
         self.row_of = {product.id: row for row, product in enumerate(self.products)}
         self.labels: dict[str, map_drawing.Labels] = {**map_drawing.labels(self.products), **(extra or {})}
-        self.queries, self.query_embeddings = list(queries), query_embeddings
+        self.queries = list(queries)
+        own_rows = np.empty((0, embeddings.shape[1]), np.float32)
+        self.query_embeddings = own_rows if query_embeddings is None else query_embeddings
         self.stars = (
-            np.array([np.median(self.places[self._near(own)], 0) for own in query_embeddings])
+            np.array([np.median(self.places[self._near(own)], 0) for own in self.query_embeddings])
             if queries
             else np.empty((0, 2))
         )
@@ -308,7 +310,7 @@ class NeighbourhoodMap(widgets.VBox):
         """Lines from a place to its neighbours; none without a place."""
         for number, gone in ((NEAR, False), (TORN, True)):
             ends = [self.places[j] for j, lost in zip(near, torn, strict=True) if lost == gone]
-            x, y = map_drawing.path([(start, end) for end in ends])
+            x, y = map_drawing.path([(start, end) for end in ends if start is not None])
             self.figure.data[number].update(x=x, y=y)
 
     def _values(self) -> Sequence[str] | pd.Categorical:

@@ -87,7 +87,8 @@ class LivePlot:
     """
 
     def __init__(self, every: int = 5):
-        self.every, self.rows = every, []
+        self.every = every
+        self.rows: list[dict[str, float | int]] = []
         margin = {"l": 50, "r": 10, "t": 20, "b": 40}
         self.figure = live_figure(height=320, yaxis_type="log", xaxis_title="step", margin=margin)
 

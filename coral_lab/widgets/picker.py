@@ -1,6 +1,7 @@
 """Choosing a product from thumbnails: words of the title, class and language narrow the choice."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from html import escape
 
 import ipywidgets as widgets
@@ -36,9 +37,7 @@ class Picker(widgets.VBox):
         self.later = button("later ›", "The products after these", lambda: self._turn(PAGE), "84px")
         self.asked, self.count = widgets.HTML(), widgets.HTML()
         self.pictures = [widgets.HTML() for _ in range(PAGE)]
-        self.buttons = [
-            button("Use", "", lambda n=n: choose(self.found[self.start + n]), "100%") for n in range(PAGE)
-        ]
+        self.buttons = [button("Use", "", partial(self._chosen, choose, n), "100%") for n in range(PAGE)]
         self.cards = [
             widgets.VBox(pair, layout={"width": "116px", "align_items": "stretch"})
             for pair in zip(self.pictures, self.buttons, strict=True)
@@ -49,6 +48,9 @@ class Picker(widgets.VBox):
         )
         frame = {"border": "1px solid #8886", "padding": "8px", "margin": "4px 0", "display": "none"}
         super().__init__([self.asked, filters, wrapped(*self.cards)], layout=frame)
+
+    def _chosen(self, choose: Callable[[Product], object], n: int) -> None:
+        choose(self.found[self.start + n])
 
     def ask(self, question: str) -> None:
         """Open, with a line that says what is chosen."""

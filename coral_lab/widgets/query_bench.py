@@ -84,7 +84,8 @@ class QueryBench(widgets.VBox):
         self.steps: list[Shown] = []
         self.at = -1
         self.pinned: Mapping[str, int] | None = None
-        self._quiet, self._swapping = False, None
+        self._quiet = False
+        self._swapping: int | None = None
         self._build()
         self.set(query or Query("mine", self.classes[0], text="."))
         super().__init__([*self.controls, self.rows, self.picker, self.message, self.code, self.gallery])
