@@ -47,7 +47,7 @@ def line(points, width=0.009) -> Piece:
 
 
 def arc(cx, cy, rx, ry=None, start=0.0, end=360.0, count=64) -> list[Point]:
-    """Points of an elliptical arc; degrees, clockwise from the right. Its parameters are an ellipse and how much of it."""
+    """Points of an elliptical arc, whose parameters these are; degrees, clockwise from the right."""
     ry = rx if ry is None else ry
     angles = np.linspace(start, end, count) * pi / 180
     return [(cx + rx * cos(angle), cy + ry * sin(angle)) for angle in angles]
