@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float32
 from tqdm.auto import tqdm
 
-from coral_lab.errors import ItemError
+from coral_lab.errors import ItemError, NotFiniteError
 from coral_lab.models.embedding import embed
 from coral_lab.models.inputs import Item, prompt
 from coral_lab.models.loading import Model
@@ -50,7 +50,7 @@ class Settings:
     @property
     def place(self) -> str:
         """Where embeddings are kept; "" for nowhere."""
-        return str(os.environ.get("CORAL_LAB_STORE", "") if self.store is None else self.store)
+        return os.fspath(os.environ.get("CORAL_LAB_STORE", "") if self.store is None else self.store)
 
 
 UNKEPT = Settings(progress=False, store="")
@@ -115,6 +115,7 @@ def encode_all(
     with torch.inference_mode(), bar:
         try:
             for some, done in embed(model, prompts, len(items), todo, settings.batch_size, refuse):
+                _check_finite(model, [prompts[i].name for i in some], done)
                 embeddings[some] = done
                 bar.update(len(some))
                 if keeper:
@@ -123,6 +124,19 @@ def encode_all(
             if keeper:
                 keeper.close(embeddings)
     return Encoded(embeddings, tuple(sorted(skipped.items())))
+
+
+def _check_finite(model: Model, names: Sequence[str], embeddings: Float32[np.ndarray, "item dim"]) -> None:
+    """Nothing that is not a number is handed out or kept. Raises NotFiniteError naming items, dtype and
+    the way out.
+    """
+    bad = np.flatnonzero(~np.isfinite(embeddings).all(1))
+    if not len(bad):
+        return
+    shown = ", ".join(names[i] for i in bad[:2])[:90] + (f" and {len(bad) - 2} more" if len(bad) > 2 else "")
+    dtype = str(model.dtype).removeprefix("torch.")
+    way = "load it with dtype='bfloat16' or 'float32'" if dtype == "float16" else "its weights may be damaged"
+    raise NotFiniteError(f"{shown}: the embedding is not finite in {dtype} by {model.name[-60:]!r}; {way}")
 
 
 def progress_bar(show: bool, *items: Iterable, **options: Any) -> tqdm:

@@ -37,6 +37,10 @@ class ModelMismatchError(ValueError):
     """Embeddings of one model asked about with another."""
 
 
+class NotFiniteError(WorkbenchError):
+    """Embeddings that came out as NaN or infinity."""
+
+
 class MissingExtraError(WorkbenchError, ImportError):
     """A package that is not installed; the message names the extra that brings it."""
 

@@ -6,6 +6,7 @@ products: "a backpack with the brand of <picture 1> and the style of <picture 2>
 How a query is worded for a model is the business of `prompts`, how it is shown that of `results`.
 """
 
+import unicodedata
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -21,12 +22,37 @@ AS_IMAGE = "as product image"
 """MERIT's holder value: "like this picture", with no word for what is meant."""
 
 
+def text_of(value: object, item: str, field: str) -> str:
+    """The border that every text enters by: composed (NFC), with None as absent. `item` is what an error
+    calls its owner. Raises ItemError for what is no text, or cannot be written as UTF-8.
+    """
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise ItemError(
+            item, f"field {field!r} is {str(value)[:80]!r}, a {type(value).__name__}; it must be text"
+        )
+    if value.isascii():
+        return value
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ItemError(item, f"field {field!r} holds half a character ({error}); repair the text") from None
+    return unicodedata.normalize("NFC", value)
+
+
+def _set_texts(item: object, name: str, fields: Iterable[str]) -> None:
+    for own in fields:
+        object.__setattr__(item, own, text_of(getattr(item, own), name, own))
+
+
 @dataclass(frozen=True, eq=False)
 class Product:
     """One item of a catalogue: its picture, its title and what is known about it.
 
     `attributes` is the ground truth, `{key: (value, ...)}`; a title or a picture may show only part of it.
-    Two products are equal when their ids are.
+    Two products are equal when their ids are. Texts are composed (NFC). Raises ItemError for a field that is
+    no text, such as a NaN or a number from a table.
     """
 
     id: str
@@ -42,7 +68,15 @@ class Product:
             raise ItemError(
                 f"product {self.id!r}", "the id is no text; give a non-empty str (MERIT uses str(idx))"
             )
-        values = {k: (v,) if isinstance(v, str) else tuple(v) for k, v in self.attributes.items()}
+        name = f"product {self.id}"
+        _set_texts(self, name, ("id", "title", "class_name", "language", "country"))
+        if not isinstance(self.attributes or {}, Mapping):
+            raise ItemError(name, f"attributes are {str(self.attributes)[:80]!r}; give {{key: (value, ...)}}")
+        values = {
+            text_of(key, name, "attributes"): _values(own, name, f"attributes, {key}")
+            for key, own in (self.attributes or {}).items()
+            if own is not None
+        }
         object.__setattr__(self, "attributes", MappingProxyType(values))
 
     @property
@@ -70,6 +104,14 @@ class Product:
         return Product, (*state, dict(self.attributes))
 
 
+def _values(own: object, item: str, field: str) -> tuple[str, ...]:
+    if isinstance(own, str):
+        own = (own,)
+    if not isinstance(own, list | tuple):
+        raise ItemError(item, f"field {field!r} is {str(own)[:80]!r}; it must be text or a list of texts")
+    return tuple(text_of(value, item, field) for value in own)
+
+
 @dataclass(frozen=True)
 class Condition:
     """Share `attribute` with `product`. `value` is the reference's value, "" when it is not known."""
@@ -77,6 +119,9 @@ class Condition:
     attribute: str
     product: Product
     value: str = ""
+
+    def __post_init__(self) -> None:
+        _set_texts(self, f"a condition on product {self.product.id}", ("attribute", "value"))
 
     def met_by(self, candidate: Product) -> bool | None:
         """Whether `candidate` has the wanted value; None when there is no word for it."""
@@ -108,6 +153,7 @@ class Query:
         object.__setattr__(self, "conditions", tuple(self.conditions))
         object.__setattr__(self, "positives", tuple(self.positives))
         object.__setattr__(self, "hard_negatives", tuple(self.hard_negatives))
+        _set_texts(self, f"query {self.id!r}", ("id", "class_name", "text", "language"))
         if not (self.class_name or self.conditions or self.text.strip()):
             raise ItemError(f"query {self.id!r}", "it is empty; give it a class_name, a condition or a text")
 

@@ -10,7 +10,7 @@ from coral_lab.errors import ItemError
 from coral_lab.images import Picture
 from coral_lab.models.loading import Model
 from coral_lab.prompts import Format, parts
-from coral_lab.query import Product, Query, name_of
+from coral_lab.query import Product, Query, name_of, text_of
 
 Item = Product | Query | Sequence[dict]
 """What can be encoded: a product, a query, or chat messages as the model card builds them."""
@@ -63,16 +63,34 @@ def _chat(messages: Sequence[dict] | Any, name: str) -> tuple[list[dict], tuple[
             raise ItemError(name, f"message {message!r:.80} has no role or content; see the model card")
         content = message["content"]
         entries = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        if not isinstance(entries, list | tuple) or not all(isinstance(entry, dict) for entry in entries):
+            raise ItemError(
+                name, f"content {content!r:.80} is no text and no list of entries; see the model card"
+            )
         texts = []
         for entry in entries:
-            picture = entry.get("image", entry.get("image_url"))
-            if "video" in entry:
-                raise ItemError(name, "has a video; coral_lab reads text and pictures")
-            if picture is None and "text" not in entry:
-                raise ItemError(name, f"entry {entry!r:.80} has neither text nor image")
-            texts.append(
-                {"type": "image"} if picture is not None else {"type": "text", "text": entry["text"]}
+            text, picture = _text_or_picture(
+                {key: own for key, own in entry.items() if own is not None}, name
             )
+            texts.append({"type": "image"} if picture is not None else {"type": "text", "text": text})
             pictures += [picture] if picture is not None else []
         chat.append({"role": message["role"], "content": texts})
     return chat, tuple(pictures)
+
+
+ENTRY = {"type", "text", "image", "image_url"}
+"""What an entry of a message's content may have."""
+
+
+def _text_or_picture(entry: dict[str, Any], name: str) -> tuple[str, Picture | None]:
+    """One of the two, of an entry without what is None. Raises ItemError for neither, a video, or an
+    unknown key.
+    """
+    if "video" in entry:
+        raise ItemError(name, "has a video; coral_lab reads text and pictures")
+    if other := sorted(entry.keys() - ENTRY):
+        raise ItemError(name, f"an entry has {', '.join(map(repr, other))}, which is not read; leave it out")
+    picture = entry.get("image", entry.get("image_url"))
+    if picture is None and "text" not in entry:
+        raise ItemError(name, f"entry {entry!r:.80} has neither text nor image")
+    return text_of(entry.get("text"), name, "text"), picture

@@ -222,6 +222,7 @@ def _network(
     """The model of a folder on the CPU or, where accelerate is here, straight on its device; every weight
     accounted for.
     """
+    _refuse_pointers(folder)
     config = _read_json(folder / "config.json")
     architectures = config.get("architectures")
     if architectures != [ARCHITECTURE]:
@@ -252,6 +253,13 @@ def _network(
     if quick:
         make_quick(network, attention)
     return network
+
+
+def _refuse_pointers(folder: Path) -> None:
+    """A clone without git-lfs has small text files in place of large ones."""
+    for file in sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")]):
+        if file.stat().st_size < 1024 and file.read_bytes().startswith(b"version https://git-lfs"):
+            raise CheckpointError(f"{file} is a git-lfs pointer, not the file; run `git lfs pull` there")
 
 
 def _best_attention(device: torch.device, dtype: torch.dtype, quick: bool) -> str:

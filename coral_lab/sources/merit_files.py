@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from coral_lab.errors import ItemError
-from coral_lab.query import Condition, Dataset, Product, Query, Traits
+from coral_lab.query import Condition, Dataset, Product, Query, Traits, text_of
 from coral_lab.sources.hub import download
 from coral_lab.sources.instructions import read_instruction
 from coral_lab.sources.parquet_pictures import PictureFile, StoredPicture
@@ -170,7 +170,7 @@ def read_queries(
 
 def _query(line: bytes, at: str, id: str, pool: Dataset) -> Query:
     try:
-        text = line.decode("utf-8")
+        text = line.removeprefix(b"\xef\xbb\xbf").decode("utf-8")  # some tools begin a file so
     except UnicodeDecodeError as error:
         raise ItemError(at, f"it is no UTF-8 ({error})") from None
     record = _json(text, at, "the line")
@@ -205,6 +205,10 @@ def _conditions(wanted, at: str, pool: Dataset) -> Iterator[Condition]:
             at, f"field 'query' is {_brief(wanted)}; it maps reference ids to {{attribute: value}}"
         )
     for id, asked in wanted.items():
+        if asked is None:  # as parquet and pandas write the keys of other rows
+            continue
+        if isinstance(asked, dict):
+            asked = {attribute: value for attribute, value in asked.items() if value is not None}
         if not isinstance(asked, dict) or len(asked) != 1:
             raise ItemError(
                 at, f"field 'query', {id!r} is {_brief(asked)}; it must be one {{attribute: value}}"
@@ -258,15 +262,9 @@ def _distinct(pairs: Sequence[tuple[str, object]]) -> dict:
 
 
 def _text(value, at: str, name: str) -> str:
-    if value is None and name == "country":
-        return ""
-    if not isinstance(value, str):
-        raise ItemError(at, f"field {name!r} is {_brief(value)}; it must be text")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ItemError(at, f"field {name!r} holds half a character ({error})") from None
-    return value
+    if value is None and name != "country":
+        raise ItemError(at, f"field {name!r} is None; it must be text")
+    return text_of(value, at, name)
 
 
 def _brief(value) -> str:

@@ -15,7 +15,7 @@ from coral_lab.models.loading import Model
 from coral_lab.models.pixels import key
 from coral_lab.query import Product, Query
 from coral_lab.store import fingerprints
-from coral_lab.store.tables import Record, Table
+from coral_lab.store.tables import Record, Table, address
 
 COMMIT_EVERY = 5.0
 """Seconds of work that a kill may cost at most, beside the batch at hand."""
@@ -28,7 +28,7 @@ def table_of(store: str, model: Model) -> Table:
     else.
     """
     space = fingerprints.space(model)
-    return Table(store, fingerprints.name(space), model.dim, space)
+    return Table(address(store), fingerprints.name(space), model.dim, space)
 
 
 class Keeper:

@@ -17,7 +17,7 @@ from coral_lab.prompts import Format
 from coral_lab.query import Product, Query
 from coral_lab.results import Hits, hits
 from coral_lab.store.keeping import table_of
-from coral_lab.store.tables import Record, Table, schema
+from coral_lab.store.tables import Record, Table, address, schema
 
 PRODUCTS = "kind = 'product'"
 
@@ -133,7 +133,7 @@ def open_store(uri: str | os.PathLike, model: Model, format: str | Format = "seq
     """Open or make a store. Raises StoreError for a folder of something else, or a version this coral_lab
     does not know.
     """
-    found = Store(str(uri), model, format)
+    found = Store(address(uri), model, format)
     _ = found.table
     return found
 

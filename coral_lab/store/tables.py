@@ -58,6 +58,14 @@ class Record:
         return f"product:{self.id}" if self.kind == "product" else f"{self.kind}:{self.key}"
 
 
+def address(uri: str | os.PathLike) -> str:
+    """A store's address as everything uses it: a folder with `~` and `..` resolved, another address as it
+    is.
+    """
+    text = os.fspath(uri)
+    return str(Path(text).expanduser().resolve()) if _is_local(text) else text
+
+
 def schema(dim: int, space: Mapping) -> pa.Schema:
     """Columns of a table; `space` says how its vectors were made."""
     fields = [pa.field(name, pa.string()) for name in _TEXTS]

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -153,12 +154,8 @@ def bars(
     estimates: Mapping[str, Estimate] | Mapping[str, Mapping[str, Estimate]], title: str = "", unit: str = ""
 ) -> go.Figure:
     """One bar an estimate, with its 95% interval; for estimates in named groups, a colour a group."""
-    groups: dict[str, Mapping[str, Estimate]] = {
-        name: value for name, value in estimates.items() if isinstance(value, Mapping)
-    }
-    nested = len(groups) == len(estimates)
-    if not nested:
-        groups = {"": {name: value for name, value in estimates.items() if isinstance(value, Estimate)}}
+    nested = all(isinstance(value, Mapping) for value in estimates.values())
+    groups: Mapping[str, Any] = estimates if nested else {"": estimates}
     figure = go.Figure()
     for number, (name, own) in enumerate(groups.items()):
         figure.add_bar(
