@@ -52,7 +52,7 @@ wheel:
 # Side-by-side timings and memory into benchmarks/README.md, on an idle machine; PROFILE=1 names the top costs as well.
 bench: .venv/ready
 	set -e; for name in encode sweeps search "search mapped" projection training objective "objective memory" store widget \
-	  startup; do echo "== $$name"; .venv/bin/python benchmarks/$${name%% *}.py $${name#$${name%% *}}; done
+	  startup beside; do echo "== $$name"; .venv/bin/python benchmarks/$${name%% *}.py $${name#$${name%% *}}; done
 
 # Trains coral-mini again, from scratch, every stage in turn; goes on where it was stopped.
 mini: .venv/ready

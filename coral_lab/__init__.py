@@ -7,6 +7,8 @@ cl.index(model, shop.products).search(shop.queries[0], k=10)
 """
 
 import ast
+import os
+import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -49,5 +51,11 @@ def public(package: str, file: str) -> tuple[Callable[[str], object], Callable[[
 
     return get, lambda: sorted(homes), sorted(homes)
 
+
+# OpenMP's threads spin while they wait for one another. Beside other work on a machine of few cores that
+# makes a step many times slower; with a short spin it costs nothing alone (benchmarks/beside.py). Heeded
+# before torch is loaded.
+if "torch" not in sys.modules and not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+    os.environ["GOMP_SPINCOUNT"] = "1000"
 
 __getattr__, __dir__, __all__ = public(__name__, __file__)

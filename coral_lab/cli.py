@@ -9,9 +9,10 @@ import shutil
 import sys
 import time
 from dataclasses import replace
+from io import TextIOWrapper
 from pathlib import Path
 
-from coral_lab.errors import WorkbenchError
+from coral_lab.errors import WorkbenchError, check_can_be_written
 
 CONFIG = {
     "steps": int,
@@ -24,6 +25,8 @@ CONFIG = {
     "precision": str,
 }
 TRAINED, ASKED = ("loss-ablation", "methods", "ood"), ("formats", "conditions", "mistakes")
+WRITTEN = ("json", "run", "csv", "out")
+LONGEST = 290  # characters of an error
 STEP = ("batch_size", "chunk", "negatives")
 CORAL = ("lambda1", "lambda2", "vision", "language", "mask_rate", "temperature")
 
@@ -32,10 +35,20 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; errors that a user can mend are one line on stderr and exit status 2."""
     arguments = sys.argv[1:] if arguments is None else arguments
     options = _parser().parse_args(arguments, argparse.Namespace(arguments=arguments))
+    for stream in (
+        sys.stdout,
+        sys.stderr,
+    ):  # a terminal that knows no Thai gets a "?" for what it cannot write
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
+        for name in WRITTEN:
+            if path := getattr(options, name, None):
+                check_can_be_written(path, f"--{name}", is_folder=name == "out" and path.suffix == "")
         options.command(options)
-    except (WorkbenchError, ValueError, FileNotFoundError) as error:
-        print(f"coral-lab: {error}", file=sys.stderr)
+    except (WorkbenchError, ValueError, OSError) as error:
+        said = " ".join(str(error).split())
+        print(f"coral-lab: {said if len(said) <= LONGEST else said[:LONGEST] + '…'}", file=sys.stderr)
         return 2
     return 0
 
@@ -202,8 +215,10 @@ def _demo(options) -> None:
 
 def _evaluate(options) -> None:
     from coral_lab.mini.naming import name_attributes
+    from coral_lab.prompts import format_of
     from coral_lab.retrieval import index
 
+    format_of(options.format)  # before a checkpoint is loaded
     model, shop = _load(options), _data_of(options)
     if options.attributes:
         table = name_attributes(model, shop.products[: options.limit])

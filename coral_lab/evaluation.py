@@ -1,6 +1,7 @@
 """Measuring how well a pool is searched: ranked results, metrics with intervals, breakdowns."""
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -113,8 +114,14 @@ class Result:
         return {name: sum(values) / len(values) for name, values in met.items()}
 
     def write_trec(self, file: str | Path) -> None:
-        """The run in TREC's format: `query Q0 product rank score name`, one line a result."""
-        name = self.model.replace(" ", "_").replace("/", "_")
+        """The run in TREC's format: `query Q0 product rank score name`, one line a result.
+
+        Raises ItemError for an id with white space in it, or a query's that stands twice: no tool would read
+        it back.
+        """
+        name = re.sub(r"\s|/", "_", self.model)
+        _check_ids([query.id for query in self.queries], "query")
+        _check_ids([product.id for product in self.products], "product")
         with Path(file).open("w", encoding="utf-8") as handle:
             for query, rows, scores in zip(self.queries, self.ranked, self.scores, strict=True):
                 for rank, (row, score) in enumerate(zip(rows, scores, strict=True), 1):
@@ -141,6 +148,16 @@ class Result:
         )
         left_out = [f"  {len(self.skipped)} queries skipped"] if self.skipped else []
         return "\n".join([head, *(f"  {name:8s} {value}" for name, value in self.metrics.items()), *left_out])
+
+
+def _check_ids(ids: Sequence[str], kind: str) -> None:
+    seen: set[str] = set()
+    for id in ids:
+        if re.search(r"\s", id):
+            raise ItemError(f"{kind} {id!r}", "its id has white space, which TREC's files cannot; rename it")
+        if id in seen:
+            raise ItemError(f"{kind} {id!r}", "its id stands twice; give each its own")
+        seen.add(id)
 
 
 def _metric_row(group: str, value: object, frame: pd.DataFrame) -> dict:

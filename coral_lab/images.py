@@ -100,13 +100,13 @@ def thumbnail(picture: Picture, item: str, size: int = 96) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(jpeg(picture, item, size)).decode()
 
 
-def img(address: str | None, size: int, alt: str, inline: bool = False) -> str:
-    """An `<img>` of `size` pixels, or a dashed box that says there is no picture."""
+def img(address: str | None, size: int, alt: str, inline: bool = False, why: str = "no picture") -> str:
+    """An `<img>` of `size` pixels, or without an address a dashed box that says why there is none."""
     style = f"width:{size}px;height:{size}px;object-fit:contain;border-radius:6px;"
     style += "vertical-align:middle;margin:2px" if inline else "display:block;margin:0 auto 6px"
     if address is None:
         style += ";display:inline-block;border:1px dashed #8886;text-align:center"
-        return f'<span style="{style}">no picture</span>'
+        return f'<span style="{style};overflow:hidden;font-size:11px">{escape(why)}</span>'
     return f'<img src="{address}" alt="{escape(alt, quote=True)}" style="{style}">'
 
 

@@ -11,12 +11,15 @@ from typing import overload
 
 import pandas as pd
 
+from coral_lab.errors import ItemError
 from coral_lab.images import img
 from coral_lab.prompts import seq
 from coral_lab.query import Product, Query, name_of
 
 FRAME = "font-family:system-ui,'Noto Sans','Noto Sans Thai',sans-serif;font-size:13px;line-height:1.45"
 TILE = "width:{width}px;padding:8px;border:1px solid #8884;border-radius:8px;overflow-wrap:anywhere"
+PLAIN = "mathjax_ignore"
+"""Tells JupyterLab's MathJax that two dollar signs in a title are prices, and no formula between them."""
 GREY = "color:#767676"
 GREEN, RED = "#00795c", "#b3400f"
 """Met and not met: Okabe and Ito's colour-blind safe pair, darkened to be read on white."""
@@ -31,12 +34,12 @@ def tile(image: str, lines: Iterable[str], width: int = 132, accent: str | None 
 def flow(tiles: Iterable[str]) -> str:
     """Tiles beside one another, wrapping where the page ends."""
     style = f"{FRAME};display:flex;flex-wrap:wrap;gap:10px;align-items:stretch"
-    return f'<div style="{style}">{"".join(tiles)}</div>'
+    return f'<div class="{PLAIN}" style="{style}">{"".join(tiles)}</div>'
 
 
 def paragraph(content: str) -> str:
     """A paragraph in the workbench's font."""
-    return f'<div style="{FRAME};max-width:860px;margin:6px 0">{content}</div>'
+    return f'<div class="{PLAIN}" style="{FRAME};max-width:860px;margin:6px 0">{content}</div>'
 
 
 def grey(text: str) -> str:
@@ -59,20 +62,29 @@ def page(title: str, body: str) -> str:
     )
 
 
+def product_img(product: Product, size: int, inline: bool = False, pixels: int | None = None) -> str:
+    """A product's picture, `size` wide on the page, or a box that says why there is none: one that cannot
+    be opened leaves the others as they are. `pixels` are the thumbnail's, by default twice as many, for
+    fine screens.
+    """
+    try:
+        return img(product.thumbnail(pixels or 2 * size), size, product.title, inline)
+    except ItemError as error:
+        return img(None, size, product.title, inline, f"no picture: {error.problem}")
+
+
 def product_html(product: Product) -> str:
     """A product with its facts."""
     facts = (escape(f"{key}: {', '.join(values)}") for key, values in product.attributes.items())
     origin = grey(" · ".join(filter(None, (product.class_name, product.language, product.country))))
     lines = [f"<b>{escape(product.title)}</b>", origin, grey(f"id {product.id}"), *facts]
-    return flow([tile(img(product.thumbnail(224), 168, product.title), lines, width=184)])
+    return flow([tile(product_img(product, 168, pixels=224), lines, width=184)])
 
 
 def query_html(query: Query) -> str:
     """A query as the model card words it, its pictures in their places."""
     parts = (
-        img(part.thumbnail(96), 72, part.title, inline=True)
-        if isinstance(part, Product)
-        else escape(str(part))
+        product_img(part, 72, inline=True, pixels=96) if isinstance(part, Product) else escape(str(part))
         for part in seq(query)
     )
     facts = f"query {query.id} · {len(query.conditions)} conditions · {len(query.positives)} positives"
@@ -90,7 +102,7 @@ class Gallery:
     def _repr_html_(self) -> str:
         captions = self.captions or [product.title for product in self.products]
         return flow(
-            tile(img(p.thumbnail(self.size), self.size, p.title), [escape(line)], self.size + 16)
+            tile(product_img(p, self.size, pixels=self.size), [escape(line)], self.size + 16)
             for p, line in zip(self.products, captions, strict=True)
         )
 
@@ -184,7 +196,7 @@ def _hit_card(query: Query, hit: Hit, shift: str = "") -> str:
     marks = [tick(label, met) for label, met in _verdicts(query, product)]
     lines = [head, f'<div style="min-height:3em">{escape(product.title)}</div>', *marks]
     return tile(
-        img(product.thumbnail(128), 116, product.title),
+        product_img(product, 116, pixels=128),
         lines,
         accent=GREEN if hit.positive else None,
     )

@@ -29,8 +29,8 @@
 # products. Its figures say nothing about the paper's model. MODEL below takes any other checkpoint.
 
 # %% tags=["install"]
-# In the workbench's own environment this does nothing; on Colab or Kaggle it installs what is missing. A
-# wheel of your own goes in as its path, in place of the name.
+# In the workbench's own environment this does nothing. On Colab or Kaggle it installs the package:
+# by its name, or put the path of a wheel of your own in its place.
 from importlib.util import find_spec
 
 from IPython import get_ipython

@@ -27,8 +27,8 @@
 # 2506.03144](https://arxiv.org/abs/2506.03144)) may do otherwise. MODEL and DATA take any other.
 
 # %% tags=["install"]
-# In the workbench's own environment this does nothing; on Colab or Kaggle it installs what is missing. A
-# wheel of your own goes in as its path, in place of the name.
+# In the workbench's own environment this does nothing. On Colab or Kaggle it installs the package:
+# by its name, or put the path of a wheel of your own in its place.
 from importlib.util import find_spec
 
 from IPython import get_ipython

@@ -22,7 +22,7 @@ FORBIDDEN = {
     "store": {"sources", "study", "widgets", "training"} | OFFLINE,
     "study": {"widgets", "training"} | OFFLINE,
     "widgets": {"training"} | OFFLINE,
-    "training": {"store", "study", "widgets"} | OFFLINE,
+    "training": {"study", "widgets"} | OFFLINE,
     "mini": {"study", "widgets", "replication"},
     "replication": {"widgets"},
 }

@@ -341,14 +341,19 @@ def test_paths_stay_paths_and_drawn_or_encoded_pictures_are_opened(tmp_path):
     [
         lambda p: p.picture,
         lambda p: p.thumbnail(),
-        lambda p: p._repr_html_(),
-        lambda p: asking(p)._repr_html_(),
         lambda p: messages(asking(p), "cat"),
     ],
 )
 def test_a_broken_picture_is_named_and_never_replaced(use):
     with pytest.raises(ItemError, match="product p1: picture cannot be read"):
         use(reference(1, image=b"no picture"))
+
+
+@pytest.mark.parametrize("show", [lambda p: p, asking])
+def test_a_broken_picture_is_shown_as_a_box_that_says_why(show):
+    page = show(reference(1, image=b"no picture"))._repr_html_()
+    assert "no picture: picture cannot be read" in page
+    assert "<img" not in page
 
 
 # ---- how they show themselves

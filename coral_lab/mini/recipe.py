@@ -269,7 +269,8 @@ def train_stage(
     model.pixels.limit = PIXEL_CACHE
     if stage in MIXTURES:
         objective, evaluation = base_objective(model, shop, config, MIXTURES[stage]), base_evaluation(model)
-        return train_loop(model, objective, config, out, evaluation, on_step=on_step)
+        facts = {"stage": stage, "mixtures": MIXTURES[stage], "data": shop.name}
+        return train_loop(model, objective, config, out, evaluation, on_step=on_step, facts=facts)
     step = replace(step or OBJECTIVES[stage], augmented=True)
     make = mini_pairs(shop, step.negatives)
     measured = contrastive_evaluation(model)

@@ -78,9 +78,9 @@ def _embed(model: Model, batch) -> Float32[np.ndarray, "row dim"]:
     from coral_lab.models.batching import vision_of_batch
     from coral_lab.models.prefixes import last_states
 
-    return (
-        normalised(last_states(model, batch.prompts, vision_of_batch(model, batch), len(batch))).cpu().numpy()
-    )
+    with model.turn:
+        states = last_states(model, batch.prompts, vision_of_batch(model, batch), len(batch))
+    return normalised(states).cpu().numpy()
 
 
 def _plainly(
@@ -123,7 +123,8 @@ def _as_on_the_card(model: Model, prompts: Sequence[Prompt]) -> Float32[np.ndarr
             raise ItemError(
                 prompt.name, f"is {mask.sum():,} tokens long and the model reads {longest:,}; shorten it"
             )
-    output = model.network.model(**inputs.to(model.device), use_cache=False, return_dict=True)
+    with model.turn:
+        output = model.network.model(**inputs.to(model.device), use_cache=False, return_dict=True)
     return normalised(output.last_hidden_state[:, -1]).cpu().numpy()
 
 

@@ -6,6 +6,8 @@ import json
 import logging
 import os
 import re
+import threading
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
@@ -58,6 +60,11 @@ class Model:
     def pixels(self) -> Pixels:
         """The pictures that this model's image processor has seen."""
         return Pixels(self.processor.image_processor)
+
+    @cached_property
+    def turn(self) -> AbstractContextManager:
+        """Held while the network runs: its caches and hooks are of one call, so that threads take turns."""
+        return threading.RLock()
 
     @property
     def device(self) -> torch.device:
@@ -119,7 +126,7 @@ def load(
     `from_pretrained` or of the hub.) Only safetensors are read and no code from a checkpoint is run. Raises
     CheckpointError, with the way out, for anything that is not a whole Qwen2.5-VL checkpoint.
     """
-    device = torch.device(device or best_device())
+    device = _device(device)
     dtype = _checked(dtype)
     quick = _fits() if quick is None else quick
     folder = checkpoint_folder(str(name), revision, offline)
@@ -165,6 +172,13 @@ def _fits() -> bool:
         transformers.__version__,
     )
     return False
+
+
+def _device(name: str | torch.device | None) -> torch.device:
+    try:
+        return torch.device(name or best_device())
+    except RuntimeError:
+        raise ValueError(f"device is {name!r}; use cuda, cuda:1, mps or cpu") from None
 
 
 def _checked(dtype: torch.dtype | str | None) -> torch.dtype | None:

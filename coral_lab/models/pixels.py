@@ -1,8 +1,9 @@
 """Pictures on their way to the vision tower, each distinct one opened and processed once."""
 
 import io
+import threading
 import warnings
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -50,6 +51,7 @@ class Pixels:
     def __init__(self, image_processor, limit: int = LIMIT):
         self.image_processor, self.limit, self.size = image_processor, limit, 0
         self._kept: dict[Hashable, tuple[Picture, Pixel]] = {}
+        self._lock = threading.Lock()
         self.thumbnail_size: int | None = None
         self.thumbnails: dict[Hashable, bytes] = {}
 
@@ -59,6 +61,10 @@ class Pixels:
         Raises ItemError for a picture that cannot be opened.
         """
         wanted = {key(picture): (picture, name) for picture, name in pictures}
+        with self._lock:
+            return self._looked_up(wanted)
+
+    def _looked_up(self, wanted: Mapping[Hashable, tuple[Picture, str]]) -> dict[Hashable, Pixel]:
         missing = {k: pair for k, pair in wanted.items() if k not in self._kept}
         fresh = dict(zip(missing, self._process(list(missing.values())), strict=True))
         for k, pixel in fresh.items():

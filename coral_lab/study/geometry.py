@@ -15,6 +15,7 @@ from coral_lab.store.topk import top_k
 
 Embeddings = Float32[np.ndarray, "row dim"]
 Map = Float[np.ndarray, "row 2"]
+FEWEST = 4  # rows: of fewer, UMAP's spectral start cannot be worked out
 PAIRS = 100_000  # random pairs behind an estimate of all
 
 
@@ -133,6 +134,7 @@ def umap(embeddings: Embeddings, seed: int = 0, neighbours: int = 15, min_dist: 
     """
     from umap import UMAP
 
+    _enough(embeddings)
     return UMAP(
         n_neighbors=min(neighbours, len(embeddings) - 1),
         min_dist=min_dist,
@@ -140,6 +142,11 @@ def umap(embeddings: Embeddings, seed: int = 0, neighbours: int = 15, min_dist: 
         random_state=seed,
         n_jobs=1,
     ).fit_transform(embeddings)
+
+
+def _enough(embeddings: np.ndarray) -> None:
+    if len(embeddings) < FEWEST:
+        raise ValueError(f"{len(embeddings)} rows make no map; give at least {FEWEST}")
 
 
 def aligned_umaps(spaces: Sequence[Embeddings], seed: int = 0, neighbours: int = 15) -> list[Map]:
@@ -151,6 +158,7 @@ def aligned_umaps(spaces: Sequence[Embeddings], seed: int = 0, neighbours: int =
 
     if len({len(own) for own in spaces}) > 1 or len(spaces) < 2:
         raise ValueError(f"{[len(own) for own in spaces]} rows; give two spaces or more of the same items")
+    _enough(spaces[0])
     same = [{i: i for i in range(len(spaces[0]))}] * (len(spaces) - 1)
     found = AlignedUMAP(n_neighbors=min(neighbours, len(spaces[0]) - 1), metric="cosine", random_state=seed)
     with (
@@ -184,7 +192,10 @@ def trustworthiness(embeddings: Embeddings, places: Map, k: int, most: int = 200
     rows drawn by the seed, each among all others; scikit-learn's measure, which needs all distances at once,
     if there are no more.
     """
-    count, shown = len(embeddings), map_neighbours(places, k)
+    count = len(embeddings)
+    if not 1 <= k < count / 2:
+        raise ValueError(f"k is {k} for {count} rows; trustworthiness is defined for k below half of them")
+    shown = map_neighbours(places, k)
     some = np.arange(count)
     if count > most:
         some = np.random.default_rng(seed).choice(count, most, replace=False)

@@ -1,10 +1,13 @@
 """Training on a dataset: what `cl.train` does."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 from coral_lab.models.loading import Model
+from coral_lab.prompts import format_name
 from coral_lab.query import Dataset
+from coral_lab.store.fingerprints import digest
 from coral_lab.training.contrastive import StepConfig, contrastive_objective
 from coral_lab.training.loop import TrainConfig, train_loop
 from coral_lab.training.pairs import MakePair, pair_sampler, plain_pairs
@@ -57,6 +60,35 @@ def train_pairs(
     pairs = pair_sampler(dataset, make, step.batch_size, count, config.seed)
     objective = contrastive_objective(model, heads, pairs, step, config.autocast(model.device))
     learns = step.coral.weights or step.coral.learn_temperature
-    return train_loop(
-        model, objective, config, out, evaluate, decoders=heads if learns else None, on_step=on_step
+    kept = heads if learns else None
+    facts = _facts(dataset, make, step)
+    return train_loop(model, objective, config, out, evaluate, decoders=kept, on_step=on_step, facts=facts)
+
+
+def _facts(dataset: Dataset, make: MakePair, step: StepConfig) -> dict[str, object]:
+    """What steps depend on beside the config; `chunk` only says how much of a batch is in memory at a
+    time.
+    """
+    products = (
+        text for product in dataset.products for text in (product.id, product.title, product.class_name)
     )
+    queries = (
+        text
+        for query in dataset.queries
+        for text in (query.id, query.class_name, query.text, query.language, *query.positives)
+    )
+    asked = (
+        text
+        for query in dataset.queries
+        for condition in query.conditions
+        for text in (condition.attribute, condition.product.id, condition.value)
+    )
+    return {
+        **asdict(step.coral),
+        "batch_size": step.batch_size,
+        "negatives": step.negatives,
+        "format": format_name(step.format),
+        "augmented": step.augmented,
+        "pairs": make.__qualname__.partition(".")[0],
+        "data": f"{dataset.name} {digest([*products, *queries, *asked])}",
+    }

@@ -8,6 +8,7 @@ LoRA's is small.
 
 import csv
 import json
+import logging
 import math
 import os
 import time
@@ -25,7 +26,10 @@ from tqdm.auto import tqdm
 
 from coral_lab.models.loading import Model
 from coral_lab.models.saving import save
+from coral_lab.store.fingerprints import digest, weights
 from coral_lab.training import distributed
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -96,22 +100,27 @@ def train_loop(
     *,
     decoders: nn.Module | None = None,
     on_step: Callable[[Mapping[str, float | int]], None] | None = None,
+    facts: Mapping[str, object] | None = None,
 ) -> Model:
     """Train `model` in place and save it in folder `out`, with `log.csv` beside it.
 
     `decoders` are trained along and saved as `decoders.safetensors`; inference does not need them. `on_step`
-    gets each row of the log, for a live plot. If `out` holds a checkpoint of the same config, goes on from
-    there. Raises ValueError for a checkpoint of another config; FloatingPointError when a loss or gradient is
-    no number, with what was in that batch in `out/failed-step.json`. (Seven parameters: what learns, how,
-    where, and who looks on.)
+    gets each row of the log, for a live plot. `facts` are what else a step depends on, such as data and
+    weights of the objective. If `out` holds a checkpoint of the same config, facts and start, goes on from
+    there, and says so if it is finished. (Eight parameters: what learns, how, where, and who looks on.)
+    Raises ValueError naming the first thing that is different, before anything is trained; FloatingPointError
+    when a loss or gradient is no number, with what was in that batch in `out/failed-step.json`.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     modules = {"network": model.network} | ({"decoders": decoders} if decoders is not None else {})
     optimizer = _optimizer(modules, config)
-    state = _resume(out / "state.pt", modules, optimizer, config)
+    made_with = _fingerprint(model, config, facts or {})
+    state = _resume(out / "state.pt", modules, optimizer, made_with)
+    if state["step"] == config.steps:
+        log.warning("%s is already finished, after %d steps; its weights stay as they are", out, config.steps)
     first = distributed.rank() == 0
-    log = Log(out / "log.csv", state["step"]) if first else None
+    rows = Log(out / "log.csv", state["step"]) if first else None
     started = time.perf_counter() - state["seconds"]
     model.network.train()
     steps = range(state["step"], config.steps)
@@ -124,16 +133,16 @@ def train_loop(
             model.network.train()
         seconds = time.perf_counter() - started
         row = {"step": done, "seconds": round(seconds, 1), **row}
-        if log:
-            log.write(row)
+        if rows:
+            rows.write(row)
             if on_step:
                 on_step(row)
             if done % config.checkpoint_every == 0 or done == config.steps:
-                _save_state(out / "state.pt", modules, optimizer, config, done, seconds)
+                _save_state(out / "state.pt", modules, optimizer, made_with, done, seconds)
         distributed.wait()
     model.network.eval()
-    if log:
-        save(model, out, _facts(config, log.rows))
+    if rows:
+        save(model, out, _facts(config, rows.rows))
         if decoders is not None:
             save_file(decoders.state_dict(), out / "decoders.safetensors")
     distributed.wait()
@@ -221,11 +230,11 @@ def _optimizer(modules: Mapping[str, nn.Module], config: TrainConfig) -> torch.o
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas)
 
 
-def _save_state(file: Path, modules, optimizer, config: TrainConfig, step: int, seconds: float) -> None:
+def _save_state(file: Path, modules, optimizer, made_with: dict[str, str], step: int, seconds: float) -> None:
     state = {
         "step": step,
         "seconds": seconds,
-        "config": asdict(config),
+        "made_with": made_with,
         "optimizer": optimizer.state_dict(),
         "parameters": dict(_learning(modules)),
     }
@@ -234,16 +243,34 @@ def _save_state(file: Path, modules, optimizer, config: TrainConfig, step: int, 
     os.replace(file.with_suffix(".tmp"), file)
 
 
-def _resume(file: Path, modules, optimizer, config: TrainConfig) -> dict:
+def _fingerprint(model: Model, config: TrainConfig, facts: Mapping[str, object]) -> dict[str, str]:
+    """Everything that a step depends on, in the order in which differences are named."""
+    learning = dict(_learning({"network": model.network}))
+    known = {
+        **asdict(config),
+        **facts,
+        "start": weights(model.network),
+        "parameters": digest(sorted(learning)),
+    }
+    return {
+        name: str(value)
+        for name, value in known.items()
+        if name not in ("evaluate_every", "checkpoint_every")
+    }
+
+
+def _resume(file: Path, modules, optimizer, made_with: dict[str, str]) -> dict:
     if not file.is_file():
         return {"step": 0, "seconds": 0.0}
     state = torch.load(file, weights_only=True, map_location="cpu")
+    then = state.get("made_with", {})
+    for name in dict.fromkeys([*made_with, *then]):
+        if then.get(name) != made_with.get(name):
+            said = f"{name} {str(then.get(name))[:60]}, and now it is {str(made_with.get(name))[:60]}"
+            raise ValueError(f"{file} was made with {said}; choose another folder")
     parameters = dict(_learning(modules))
-    if state["config"] != asdict(config) or state["parameters"].keys() != parameters.keys():
-        raise ValueError(
-            f"{file} was made with {state['config']}, not {asdict(config)}, or has other parameters; "
-            "choose another folder"
-        )
+    if state["parameters"].keys() != parameters.keys():
+        raise ValueError(f"{file} has other parameters; choose another folder")
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(state["parameters"][name])

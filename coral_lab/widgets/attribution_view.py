@@ -9,10 +9,9 @@ from types import MappingProxyType
 import ipywidgets as widgets
 import pandas as pd
 
-from coral_lab.images import img
 from coral_lab.prompts import Format
 from coral_lab.query import Query
-from coral_lab.results import FRAME, grey
+from coral_lab.results import FRAME, PLAIN, grey, product_img
 from coral_lab.retrieval import Index
 from coral_lab.study.edits import Edit, dropped, neutralised
 from coral_lab.study.plots import matrix
@@ -84,18 +83,19 @@ def heat_table(index: Index, query: Query, table: pd.DataFrame) -> str:
     reach = max(table["score_drop"].abs().max(), 1e-6)
     heads = "".join(
         f'<th scope="col" style="padding:4px 8px;font-weight:normal;max-width:150px">'
-        f"{img(c.product.thumbnail(112), 56, c.product.title)}<b>{i}. {escape(c.attribute)}</b>"
+        f"{product_img(c.product, 56)}<b>{i}. {escape(c.attribute)}</b>"
         f"<br>{grey(c.value)}</th>"
         for i, c in enumerate(query.conditions, 1)
     )
     lines = "".join(_line(index, own, reach) for _, own in table.groupby("rank"))
     head = f'<tr><th scope="col" style="text-align:left">hit</th>{heads}</tr>'
-    return f'<table style="{FRAME};border-collapse:separate;border-spacing:3px">{head}{lines}</table>'
+    style = f"{FRAME};border-collapse:separate;border-spacing:3px"
+    return f'<table class="{PLAIN}" style="{style}">{head}{lines}</table>'
 
 
 def _line(index: Index, own: pd.DataFrame, reach: float) -> str:
     product, rank = index.products[index.row_of[own["id"].iloc[0]]], own["rank"].iloc[0]
-    picture = img(product.thumbnail(112), 56, product.title, inline=True)
+    picture = product_img(product, 56, inline=True)
     style = "text-align:left;font-weight:normal;max-width:340px"
     title = f'<th scope="row" style="{style}"><b>{rank}</b> {picture} {escape(product.title)}</th>'
     return f"<tr>{title}{''.join(_cell(row, reach) for row in own.itertuples())}</tr>"

@@ -14,9 +14,8 @@ import pandas as pd
 import plotly.graph_objects as go
 from jaxtyping import Bool, Float, Float32
 
-from coral_lab.images import img
-from coral_lab.query import Product, Query
-from coral_lab.results import GREY, Gallery, flow, grey, paragraph, tile
+from coral_lab.query import Product, Query, text_of
+from coral_lab.results import GREY, Gallery, flow, grey, paragraph, product_img, tile
 from coral_lab.store.topk import top_k
 from coral_lab.study.plots import PALETTE, SYMBOLS
 from coral_lab.widgets import map_drawing
@@ -160,7 +159,7 @@ class NeighbourhoodMap(widgets.VBox):
         """
         if words.strip() in self.row_of:
             return self.look_at(words.strip())
-        wanted = words.lower().split()
+        wanted = text_of(words, "the search", "words").lower().split()
         found = [
             i for i, p in enumerate(self.products) if wanted and all(w in p.title.lower() for w in wanted)
         ]
@@ -375,7 +374,7 @@ class NeighbourhoodMap(widgets.VBox):
                 grey(f"id {product.id} · {product.class_name} · {product.language}"),
                 *facts,
             ]
-            self.detail.value = flow([tile(img(product.thumbnail(280), 140, product.title), lines, 214)])
+            self.detail.value = flow([tile(product_img(product, 140), lines, 214)])
 
 
 def _captions(torn: Bool[np.ndarray, " near"]) -> list[str]:

@@ -6,9 +6,8 @@ from html import escape
 
 import ipywidgets as widgets
 
-from coral_lab.images import img
-from coral_lab.query import Product
-from coral_lab.results import FRAME, grey, paragraph
+from coral_lab.query import Product, text_of
+from coral_lab.results import FRAME, PLAIN, grey, paragraph, product_img
 from coral_lab.widgets.parts import LABELLED, Message, button, wrapped
 
 PAGE = 12  # products seen at once
@@ -62,7 +61,7 @@ class Picker(widgets.VBox):
         self.layout.display = "none"
 
     def _look(self) -> None:
-        words = self.search.value.lower().split()
+        words = text_of(self.search.value, "the search", "words").lower().split()
         self.found = [product for product in self.products if self._fits(product, words)]
         self._turn(-self.start)
 
@@ -89,9 +88,9 @@ class Picker(widgets.VBox):
 
 
 def _card(product: Product) -> str:
-    picture = img(product.thumbnail(200), 100, product.title)
+    picture = product_img(product, 100)
     style = "height:2.9em;overflow:hidden;font-size:12px"
     whole = escape(product.title, quote=True)
     title = f'<div style="{style}" title="{whole}">{escape(product.title)}</div>'
     facts = grey(f"{product.class_name} · {product.language}")
-    return f'<div style="{FRAME};overflow-wrap:anywhere">{picture}{title}{facts}</div>'
+    return f'<div class="{PLAIN}" style="{FRAME};overflow-wrap:anywhere">{picture}{title}{facts}</div>'

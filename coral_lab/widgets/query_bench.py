@@ -13,10 +13,9 @@ from time import perf_counter
 import ipywidgets as widgets
 import pandas as pd
 
-from coral_lab.images import img
 from coral_lab.prompts import FORMATS, LANGUAGES, Format, format_name, format_of
 from coral_lab.query import Condition, Product, Query, right_answers
-from coral_lab.results import FRAME, Hits, grey
+from coral_lab.results import FRAME, PLAIN, Hits, grey, product_img
 from coral_lab.retrieval import Index
 from coral_lab.widgets.parts import LABELLED, Frozen, Message, button, wrapped
 from coral_lab.widgets.picker import Picker
@@ -353,10 +352,9 @@ class _Row(widgets.HBox):
         product = condition.product
         self.attribute.options = list(dict.fromkeys([condition.attribute, *product.attributes]))
         self.attribute.value = condition.attribute
-        self.picture.value = img(product.thumbnail(112), 56, product.title, inline=True)
-        self.title.value = (
-            f'<div style="{FRAME};line-height:1.3">{escape(product.title)}<br>{grey(condition.value)}</div>'
-        )
+        self.picture.value = product_img(product, 56, inline=True)
+        said = f"{escape(product.title)}<br>{grey(condition.value)}"
+        self.title.value = f'<div class="{PLAIN}" style="{FRAME};line-height:1.3">{said}</div>'
         self.up.disabled = self.i == 0
         self.down.disabled = self.i == len(self.bench.query.conditions) - 1
 

@@ -1,0 +1,77 @@
+"""Encoding, searching and training alone and beside one busy process, by how long OpenMP's threads spin.
+
+python benchmarks/beside.py          each setting in a process of its own; writes benchmarks/beside.csv
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+
+SETTINGS = {
+    "spinning long, as OpenMP does": {"GOMP_SPINCOUNT": "300000"},
+    "spinning shortly, coral_lab's default": {},
+    "not spinning": {"OMP_WAIT_POLICY": "PASSIVE"},
+}
+ROUNDS = 3
+
+
+def measure() -> dict[str, list[float]]:
+    """Seconds for 300 queries, for 60 searches by hand, and for a training step of 64 pairs."""
+    import coral_lab as cl
+    from coral_lab.mini.pairs import mini_pairs
+    from coral_lab.training.contrastive import gradients, make_batch
+    from coral_lab.training.pairs import pair_sampler
+    from coral_lab.training.reconstruction import CONTRASTIVE, decoders
+
+    model, shop = cl.load("mini"), cl.dataset("mini")
+    quiet = cl.Settings(progress=False, store="")
+    pool = cl.index(model, shop.products[:1000], settings=quiet)
+    heads = decoders(model, CONTRASTIVE)
+    batch = make_batch(model, pair_sampler(shop, mini_pairs(shop), 64, 10)(0))
+    works = {
+        "300 queries": lambda: cl.encode(model, shop.queries[:300], settings=quiet),
+        "60 searches": lambda: [pool.search(query) for query in shop.queries[:60]],
+        "a step of 64 pairs": lambda: gradients(model, heads, batch, CONTRASTIVE),
+    }
+    found = {}
+    for name, work in works.items():
+        work()
+        seconds = []
+        for _ in range(ROUNDS):
+            started = time.perf_counter()
+            work()
+            seconds.append(time.perf_counter() - started)
+        found[name] = seconds
+    return found
+
+
+def run(environment: dict[str, str], beside: bool) -> dict[str, list[float]]:
+    without = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    busy = subprocess.Popen([sys.executable, "-c", "while True: pass"]) if beside else None
+    try:
+        done = subprocess.run(
+            [sys.executable, __file__, "measure"], env=without | environment, capture_output=True, check=True
+        )
+    finally:
+        if busy:
+            busy.kill()
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["measure"]:
+        print(json.dumps(measure()))
+        sys.exit()
+    from table import keep, ratios, row
+
+    rows = []
+    for setting, environment in SETTINGS.items():
+        alone, beside = run(environment, False), run(environment, True)
+        for work in alone:
+            name = f"{work}, threads {setting}"
+            rows.append(row(f"{name}: s alone", alone[work]))
+            rows.append(row(f"{name}: beside, times as long", ratios(beside[work], alone[work]), "≤ 2.5"))
+            print(rows[-2]["what"], rows[-2]["median"], rows[-1]["median"])
+    keep("beside", rows)

@@ -1,0 +1,191 @@
+"""Faults that users of other tools met: threads, missing pictures, prices, ids with blanks, late errors."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from coral_lab import Product, Query, cli, encode, index
+from coral_lab.errors import ItemError
+from coral_lab.results import Gallery
+from coral_lab.study import geometry
+from coral_lab.widgets import AttributionView, NeighbourhoodMap, QueryBench
+
+
+@pytest.fixture(scope="module")
+def pool(random_model, shop):
+    return index(random_model, shop.products[:60])
+
+
+def test_searches_from_eight_threads_are_those_of_one(pool, shop):
+    """A short version of the thousand below: the network's hooks and caches are of one call."""
+    asked = [shop.queries[i % 12] for i in range(96)]
+    expected = {query.id: [hit.product.id for hit in pool.search(query)] for query in shop.queries[:12]}
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(pool.search, asked))
+    assert [[hit.product.id for hit in hits] for hits in found] == [expected[query.id] for query in asked]
+
+
+@pytest.mark.slow
+def test_a_thousand_searches_and_encodes_from_eight_threads(pool, shop, random_model):
+    one = encode(random_model, shop.products[:40])
+    expected = {
+        query.id: [(hit.product.id, hit.score) for hit in pool.search(query)] for query in shop.queries[:40]
+    }
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(pool.search, [shop.queries[i % 40] for i in range(1000)]))
+        rows = list(threads.map(lambda i: encode(random_model, shop.products[i % 40]), range(200)))
+    for i, hits in enumerate(found):
+        wanted = expected[shop.queries[i % 40].id]
+        assert [hit.product.id for hit in hits] == [id for id, _ in wanted]
+        np.testing.assert_allclose([hit.score for hit in hits], [score for _, score in wanted], atol=1e-5)
+    for i, row in enumerate(rows):
+        np.testing.assert_allclose(row[0], one[i % 40], atol=1e-5)
+
+
+@pytest.fixture
+def gone(shop, tmp_path, random_model):
+    """A pool of ten products with files, one of which is removed after indexing."""
+    products = []
+    for product in shop.products[:10]:
+        product.picture.save(tmp_path / f"{product.id}.png")
+        products.append(replace(product, image=tmp_path / f"{product.id}.png"))
+    found = index(random_model, products)
+    products[3].image.unlink()
+    return found
+
+
+def test_one_missing_picture_leaves_the_others_and_says_why(gone):
+    page = Gallery(gone.products)._repr_html_()
+    assert page.count("<img") == 9
+    assert "does not exist; check the path" in page
+    query = Query("q", gone.products[0].class_name, text=" in red.")
+    assert gone.search(query, 10)._repr_html_().count("<img") == 9
+    bench = QueryBench(gone, query)
+    assert bench.gallery.value.count("<img") == 9
+    bench._ask()
+    cards = "".join(card.value for card in bench.picker.pictures)
+    assert (cards.count("<img"), cards.count("no picture: ")) == (9, 1)
+
+
+def test_a_map_and_an_attribution_view_bear_it_too(gone):
+    chart = NeighbourhoodMap(gone.products, gone.embeddings, np.random.default_rng(0).random((10, 2)), k=3)
+    chart.select(range(10))
+    assert chart.gallery.value.count("<img") == 9
+    bench = QueryBench(gone, Query("q", gone.products[0].class_name, text="."))
+    bench.add(gone.products[0], "color")
+    assert (
+        AttributionView(gone, bench.query, k=10).cells.value.count("<img") == 8 + 1
+    )  # a reference is no hit
+
+
+def test_prices_are_no_formulas(random_model):
+    """MathJax heeds the class mathjax_ignore on whatever holds a title."""
+    product = Product("p", "Was $25.99 now $12.50", class_name="bag")
+    hits = index(random_model, [product]).search(Query("q", "bag", text=" for $5 or $6."))
+    for page in (product._repr_html_(), hits.query._repr_html_(), hits._repr_html_()):
+        outside = re.sub(
+            r'<div class="mathjax_ignore".*?</div>\s*(?=<div class|$)', "", page, flags=re.DOTALL
+        )
+        assert "$" in page
+        assert "$" not in outside
+
+
+@pytest.mark.parametrize("bad", ["a b", "tab\there", "line\nbreak", "\u00a0"])
+def test_ids_that_trec_cannot_hold_are_refused_before_a_line_is_written(random_model, shop, tmp_path, bad):
+    answer = Product(f"p{bad}", "a bag")
+    file = tmp_path / "run.trec"
+    pool = index(random_model, [answer, *shop.products[:10]])
+    with pytest.raises(ItemError, match="has white space"):
+        pool.evaluate([Query("q", "bag", positives=(answer.id,))]).write_trec(file)
+    twice = [Query("same", "bag", positives=(shop.products[0].id,))] * 2
+    with pytest.raises(ItemError, match="'same': its id stands twice"):
+        index(random_model, shop.products[:10]).evaluate(twice).write_trec(file)
+    assert not file.exists()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_map_of_too_few_rows_says_how_many_are_needed(count):
+    rows = np.eye(4, dtype=np.float32)[:count]
+    with pytest.raises(ValueError, match=f"{count} rows make no map; give at least 4"):
+        geometry.umap(rows)
+    with pytest.raises(ValueError, match=f"{count} rows make no map"):
+        geometry.aligned_umaps([rows, rows])
+
+
+@pytest.mark.parametrize("k", [0, 10, 15, 19])
+def test_trustworthiness_is_refused_where_it_is_not_defined(k):
+    rows = np.random.default_rng(0).random((20, 5)).astype(np.float32)
+    with pytest.raises(ValueError, match=f"k is {k} for 20 rows"):
+        geometry.trustworthiness(rows, rows[:, :2].astype(float), k)
+    assert 0 <= geometry.trustworthiness(rows, rows[:, :2].astype(float), 9) <= 1
+
+
+LATE = [
+    ["evaluate", "--json", "folder"],
+    ["evaluate", "--json", "file/below.json"],
+    ["evaluate", "--run", "folder"],
+    ["encode", "--out", "folder.npy"],
+    ["report", "--out", "file/below/report.html"],
+    ["evaluate", "--format", "sqe"],
+    ["evaluate", "--device", "gpu"],
+    ["evaluate", "--dtype", "float8"],
+]
+
+
+@pytest.mark.parametrize("arguments", LATE, ids=" ".join)
+def test_what_cannot_be_is_told_in_a_line_before_anything_is_encoded(
+    arguments, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder.npy").mkdir()
+    (tmp_path / "file").write_text("")
+    monkeypatch.chdir(tmp_path)
+    for place in ("coral_lab.retrieval.encode_all", "coral_lab.evaluation.encode_all"):
+        monkeypatch.setattr(place, lambda *_, **__: pytest.fail("it was encoded"))
+    assert cli.main([*arguments, "--model", "mini", "--split", "val"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert len(said) <= 300
+    assert said.startswith("coral-lab: ")
+
+
+def test_a_full_disk_is_one_line(monkeypatch, capsys):
+    def full(_):
+        raise OSError(28, "No space left on device", "out.json")
+
+    monkeypatch.setattr(cli, "_demo", full)
+    assert cli.main(["demo"]) == 2
+    assert "No space left on device" in capsys.readouterr().err
+
+
+def test_a_terminal_that_knows_no_thai_gets_what_it_can_write():
+    code = (
+        "from coral_lab import cli\n"
+        "cli._demo = lambda _: print('\u0e40\u0e2a\u0e37\u0e49\u0e2d top')\n"
+        "raise SystemExit(cli.main(['demo']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"PYTHONIOENCODING": "cp1252"}, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-1] == b"top"
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, "1000"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None), ({"GOMP_SPINCOUNT": "7"}, "7")],
+)
+def test_threads_spin_shortly_unless_told(given, expected):
+    code = "import coral_lab, json, os; print(json.dumps(os.environ.get('GOMP_SPINCOUNT')))"
+    without = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    done = subprocess.run([sys.executable, "-c", code], env=without | given, capture_output=True, check=True)
+    assert json.loads(done.stdout) == expected
+    assert Path("benchmarks/beside.py").is_file()
