@@ -16,7 +16,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # What no file of a room may import; "" is the package's root, whose cli is above all rooms.
 OFFLINE = {"mini", "replication"}
 FORBIDDEN = {
-    "": {"widgets", "training"} | OFFLINE,
+    "": {"study", "widgets", "training"} | OFFLINE,
     "models": {"store", "study", "widgets", "training"} | OFFLINE,
     "sources": {"models", "store", "study", "widgets", "training", "replication"},
     "store": {"sources", "study", "widgets", "training"} | OFFLINE,
