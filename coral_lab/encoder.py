@@ -44,7 +44,7 @@ class Settings:
         if self.batch_size < 1 or self.on_error not in ("raise", "skip"):
             raise ValueError(
                 f"batch_size is {self.batch_size} and on_error {self.on_error!r}; use 1 or more, and raise "
-                f"or skip"
+                "or skip"
             )
 
     @property

@@ -89,7 +89,7 @@ def read_products(
     if not found:
         raise FileNotFoundError(
             f"{folder / 'data'} has no {split}-*.parquet; download {HUB} or write MERIT-mini with "
-            f"`coral-lab data`"
+            "`coral-lab data`"
         )
     known: set[str] = set()
     for file in found:

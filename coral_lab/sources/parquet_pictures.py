@@ -72,7 +72,7 @@ class PictureFile:
                 raise ItemError(
                     at,
                     f"field 'image' is the address {address[:200]!r}; set remote_images=True to have it "
-                    f"fetched",
+                    "fetched",
                 )
             return address
         return self._inside(address, at)

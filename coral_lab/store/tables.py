@@ -93,8 +93,7 @@ def _connect(uri: str) -> Any:
     if version != VERSION:
         raise StoreError(
             f"{uri!r} is a store of version {version}, and this coral_lab writes {VERSION}; update "
-            f"coral_lab, or "
-            "name another folder"
+            "coral_lab, or name another folder"
         )
     return database
 
@@ -201,8 +200,7 @@ class Table:
                 raise
             raise StoreError(
                 f"{len(rows):,} rows could not be written to {self.uri!r} ({error}); what was committed "
-                f"before is "
-                "safe: free space or mend the disk and run again"
+                "before is safe: free space or mend the disk and run again"
             ) from error
 
     def _write(self, batch: pa.Table, names: set[str]) -> None:
@@ -264,7 +262,7 @@ class Table:
         if len(self) < ANN_FROM:
             raise ValueError(
                 f"{len(self):,} rows are searched exactly in about a second; an index is for {ANN_FROM:,} "
-                f"or more"
+                "or more"
             )
         with self._turn():
             self._table().create_index("vector", config=lancedb.index.IvfFlat(distance_type="dot"))
@@ -283,7 +281,7 @@ class Table:
         except (RuntimeError, ValueError) as error:
             raise ValueError(
                 f'where is {where!r}, which cannot be understood ({error}); write SQL such as "class = '
-                f"'shoes' AND "
+                "'shoes' AND "
                 f"language = 'th'\" over {', '.join(_TEXTS)}, or array_has(attributes, 'color=red')"
             ) from error
 

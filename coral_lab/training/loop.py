@@ -209,8 +209,7 @@ def _fail(done: Sequence[Step], terms: Mapping[str, float], norm: float, step: i
     file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     raise FloatingPointError(
         f"loss at step {step} is {dict(terms)}, the gradient's norm {norm}; lower the learning rate, or "
-        f"look at the "
-        f"batch in {file}"
+        f"look at the batch in {file}"
     )
 
 

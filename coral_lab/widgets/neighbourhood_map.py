@@ -57,7 +57,7 @@ class NeighbourhoodMap(widgets.VBox):
         if not len(products) == len(embeddings) == len(places):
             raise ValueError(
                 f"{len(products)} products, {len(embeddings)} embeddings and {len(places)} places; give one "
-                f"each"
+                "each"
             )
         if len(queries) != (0 if query_embeddings is None else len(query_embeddings)):
             raise ValueError(
