@@ -53,7 +53,7 @@ def public(package: str, file: str) -> tuple[Callable[[str], object], Callable[[
 
 
 # OpenMP's threads spin while they wait for one another. Beside other work on a machine of few cores that
-# makes a step many times slower; with a short spin it is not (benchmarks/beside.py times both). Heeded
+# makes a step many times slower; with a short spin it does not (benchmarks/beside.py times both). Heeded
 # before torch is loaded.
 if "torch" not in sys.modules and not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
     os.environ["GOMP_SPINCOUNT"] = "1000"
