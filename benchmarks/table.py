@@ -109,9 +109,8 @@ def write_readme() -> None:
     ]
     for file in sorted(HERE.glob("*.csv")):
         table = pd.read_csv(file, keep_default_na=False)
-        says = ast.get_docstring(ast.parse(file.with_suffix(".py").read_text(encoding="utf-8"))).splitlines()[
-            0
-        ]
+        whole = ast.get_docstring(ast.parse(file.with_suffix(".py").read_text(encoding="utf-8"))) or ""
+        says = " ".join(whole.partition("\n\n")[0].split())
         text += [
             "",
             f"## {file.stem}",
