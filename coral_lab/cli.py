@@ -35,16 +35,15 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; errors that a user can mend are one line on stderr and exit status 2."""
     arguments = sys.argv[1:] if arguments is None else arguments
     options = _parser().parse_args(arguments, argparse.Namespace(arguments=arguments))
-    for stream in (
-        sys.stdout,
-        sys.stderr,
-    ):  # a terminal that knows no Thai gets a "?" for what it cannot write
+    # A terminal that knows no Thai gets a "?" for what it cannot write.
+    for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="replace")
+    into_folder = options.command in (_train, _experiment, _data, _notebooks)
     try:
         for name in WRITTEN:
             if path := getattr(options, name, None):
-                check_can_be_written(path, f"--{name}", is_folder=name == "out" and path.suffix == "")
+                check_can_be_written(path, f"--{name}", is_folder=into_folder)
         options.command(options)
     except (WorkbenchError, ValueError, OSError) as error:
         said = " ".join(str(error).split())

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -157,6 +156,15 @@ def test_what_cannot_be_is_told_in_a_line_before_anything_is_encoded(
     assert said.startswith("coral-lab: ")
 
 
+@pytest.mark.parametrize("name", ["run.1", "run"])
+def test_a_folder_is_a_folder_whatever_its_name(name, tmp_path, monkeypatch):
+    (tmp_path / name).mkdir()
+    asked = []
+    monkeypatch.setattr(cli, "_train", asked.append)
+    assert cli.main(["train", "--stage", "base", "--out", str(tmp_path / name)]) == 0
+    assert len(asked) == 1
+
+
 def test_a_full_disk_is_one_line(monkeypatch, capsys):
     def full(_):
         raise OSError(28, "No space left on device", "out.json")
@@ -188,4 +196,3 @@ def test_threads_spin_shortly_unless_told(given, expected):
     without = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
     done = subprocess.run([sys.executable, "-c", code], env=without | given, capture_output=True, check=True)
     assert json.loads(done.stdout) == expected
-    assert Path("benchmarks/beside.py").is_file()

@@ -192,10 +192,11 @@ def compare_arms(ranks: pd.DataFrame, baseline: str = "contrastive", k: int = 1)
 def provenance() -> dict[str, str]:
     """What a result was made with: the checkout's commit or the installed version, torch, and processor."""
     checkout = Path(__file__).parents[2]
-    commit = version("coral-lab")
     if (checkout / ".git").exists():
         git = ["git", "-C", str(checkout), "describe", "--always", "--dirty", "--exclude=*"]
         commit = subprocess.run(git, capture_output=True, text=True).stdout.strip() or "unknown"
+    else:
+        commit = version("coral-lab")
     return {
         "commit": commit,
         "torch": torch.__version__,
