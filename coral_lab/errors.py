@@ -5,11 +5,30 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
+LONGEST = 300
+"""Characters of an error's line."""
+
+
+def one_line(text: str, longest: int = LONGEST) -> str:
+    """The text on one line, without what would steer a terminal; of a longer one both ends, where an error
+    says what it is about and what to do.
+    """
+    if len(text) > 10 * longest:  # it may have millions
+        text = f"{text[: 5 * longest]} … {text[-5 * longest :]}"
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    if len(line) <= longest:
+        return line
+    end = longest // 3
+    return f"{line[: longest - end - 3]} … {line[-end:]}"
+
 
 class WorkbenchError(RuntimeError):
-    """A checkpoint, a download or a store that cannot be used. (A single item that cannot is an
+    """A checkpoint, a download or a store that cannot be used, in one line. (A single item that cannot is an
     ItemError.)
     """
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(one_line(problem))
 
 
 class CheckpointError(WorkbenchError):
@@ -25,11 +44,12 @@ class StoreError(WorkbenchError):
 
 
 class ItemError(ValueError):
-    """One product, query or message that cannot be used. `item` names it, `problem` says why."""
+    """One product, query or message that cannot be used, in one line. `item` names it, `problem` says why."""
 
     def __init__(self, item: str, problem: str) -> None:
-        super().__init__(f"{item}: {problem}")
-        self.item, self.problem = item, problem
+        self.item, self.problem = item, one_line(problem, LONGEST - 100)
+        named = item if len(item) <= 98 else f"…{item[-97:]}"  # of a path, its file and what follows
+        super().__init__(one_line(f"{named}: {self.problem}"))
 
     def __reduce__(self) -> tuple:
         return ItemError, (self.item, self.problem)

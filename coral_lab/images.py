@@ -4,12 +4,15 @@ And as small pictures for HTML.
 """
 
 import base64
+import hashlib
 import io
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageOps
 
 from coral_lab.errors import ItemError
@@ -18,8 +21,22 @@ Picture = Image.Image | Path | str | bytes | Callable[[], Image.Image | Path | b
 """A picture in memory, a local file, encoded bytes, or a function that draws or reads it when it is needed.
 """
 
+
+@dataclass(frozen=True, eq=False)
+class Sized:
+    """A picture as a chat message shows it, with limits of its own: pairs of qwen-vl-utils' names and numbers
+    of pixels.
+    """
+
+    picture: Picture
+    limits: tuple[tuple[str, int], ...]
+
+
 MAX_PIXELS = 89_478_485
 """Pillow's own limit against decompression bombs, about 9,500 x 9,500 pixels; more is refused here."""
+
+LONGEST_PATH = 4096
+"""Characters; what is longer was meant to be something else."""
 
 MAX_ASPECT_RATIO = 200
 """Qwen2.5-VL's image processor refuses longer strips (transformers `smart_resize`)."""
@@ -34,13 +51,49 @@ def open_image(picture: Picture, item: str) -> Image.Image:
     try:
         image = _read(picture, item)
         _check_size(image, item)
-        return _on_white(ImageOps.exif_transpose(image))
+        return _on_white(_upright(image))
     except ItemError:
         raise
     except FileNotFoundError as error:
         raise ItemError(item, f"picture {error.filename!r} does not exist; check the path") from error
     except Exception as error:  # on broken bytes Pillow's decoders raise whatever they run into
         raise ItemError(item, f"picture cannot be read ({error}); replace or leave out this item") from error
+
+
+def identity(picture: Picture, item: str) -> str:
+    """What a picture is, by its content: its file's bytes or its pixels.
+
+    What draws or reads one may know a quicker way, its own `identity`. Raises ItemError as `open_image` does.
+    """
+    return told_identity(picture) or pixels_identity(open_image(picture, item))
+
+
+def told_identity(picture: Picture) -> str | None:
+    """The identity if no picture has to be opened to tell; None also for a file that cannot be read."""
+    if hasattr(picture, "identity"):
+        return picture.identity
+    if isinstance(picture, bytes):
+        return digest([picture])
+    if isinstance(picture, str | Path) and not str(picture).startswith("data:"):
+        try:
+            return digest([Path(str(picture).removeprefix("file://")).read_bytes()])
+        except (OSError, ValueError):
+            pass  # opening it says what is wrong
+    return None
+
+
+def pixels_identity(image: Image.Image) -> str:
+    """Of an opened picture."""
+    return digest([f"{image.size}", np.asarray(image).tobytes()])
+
+
+def digest(pieces: Iterable[str | bytes]) -> str:
+    """Of texts and bytes in order; where one ends and the next begins matters."""
+    found = hashlib.blake2b(digest_size=16)
+    for piece in pieces:
+        content = piece.encode("utf-8", "surrogatepass") if isinstance(piece, str) else piece
+        found.update(len(content).to_bytes(8, "big") + content)
+    return found.hexdigest()
 
 
 def _read(picture: Picture, item: str) -> Image.Image:
@@ -61,7 +114,14 @@ def _from_address(address: str, item: str) -> bytes | Path:
     if address.startswith(("http://", "https://")):
         raise ItemError(item, f"picture {address!r} is remote; download it and give the local path")
     if address.startswith("data:"):
-        return base64.b64decode(address.partition("base64,")[2], validate=True)
+        _, found, data = address.partition("base64,")
+        if not found:
+            raise ItemError(item, f"picture {address[:40]!r} is no base64; write data:image/png;base64,…")
+        return base64.b64decode("".join(data.split()), validate=True)
+    if len(address) > LONGEST_PATH:
+        raise ItemError(
+            item, f"picture {address[:40]!r}… is no path; write base64 as data:image/png;base64,…"
+        )
     return Path(address.removeprefix("file://"))
 
 
@@ -76,14 +136,35 @@ def _check_size(image: Image.Image, item: str) -> None:
         raise ItemError(item, problem)
 
 
+def _upright(image: Image.Image) -> Image.Image:
+    image.load()
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # Pillow raises whatever it runs into; a picture whose EXIF cannot be read has no turn
+        return image
+
+
 def _on_white(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):  # convert() would clip 16 bits at 255: nearly all of it white
         image = image.convert("I").point(lambda value: value / 257).convert("L")
+    if image.mode in ("I", "F"):
+        image = _as_bytes(np.asarray(image))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")
     return image.convert("RGB")
+
+
+def _as_bytes(values: np.ndarray) -> Image.Image:
+    """Grey values of the three ranges that are in use, told by the largest: to 1 (floats), 255 and 65,535.
+    Raises ValueError for others.
+    """
+    low, high = values.min(), values.max()
+    if not (low >= 0 and high <= 65_535):  # also for NaN
+        raise ValueError(f"its values go from {low} to {high}; give 0 to 1, 255 or 65,535")
+    top = 1 if values.dtype.kind == "f" and high <= 1 else 255 if high <= 255 else 65_535
+    return Image.fromarray(np.rint(values * (255 / top)).astype(np.uint8))
 
 
 def jpeg(picture: Picture, item: str, size: int) -> bytes:

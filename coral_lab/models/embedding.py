@@ -8,13 +8,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import numpy as np
 import torch
 from jaxtyping import Float32
-from qwen_vl_utils.vision_process import fetch_image
 
 from coral_lab.errors import ItemError
-from coral_lab.images import open_image
 from coral_lab.models.forward import normalised
 from coral_lab.models.inputs import Prompt
 from coral_lab.models.loading import Model
+from coral_lab.models.pixels import as_on_the_card
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +112,7 @@ def _as_on_the_card(model: Model, prompts: Sequence[Prompt]) -> Float32[np.ndarr
     last.
     """
     pictures = [(picture, prompt.name) for prompt in prompts for picture in prompt.pictures]
-    images = [fetch_image({"image": open_image(*pair)}) for pair in pictures]
+    images = [as_on_the_card(*pair) for pair in pictures]
     inputs = model.processor(
         text=[prompt.text for prompt in prompts], images=images or None, padding=True, return_tensors="pt"
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from coral_lab.errors import ItemError
-from coral_lab.images import Picture
+from coral_lab.images import MAX_PIXELS, Picture, Sized
 from coral_lab.models.loading import Model
 from coral_lab.prompts import Format, parts
 from coral_lab.query import Product, Query, name_of, text_of
@@ -22,7 +22,7 @@ class Prompt:
 
     name: str
     text: str
-    pictures: tuple[Picture, ...]
+    pictures: tuple[Picture | Sized, ...]
 
 
 def prompt(model: Model, item: Item | Any, format: str | Format = "seq", name: str = "messages") -> Prompt:
@@ -31,6 +31,7 @@ def prompt(model: Model, item: Item | Any, format: str | Format = "seq", name: s
     Raises ItemError for messages without content, videos, and texts that contain the image token itself.
     """
     chat: list[dict[str, Any]]
+    pictures: tuple[Picture | Sized, ...]
     if isinstance(item, Product | Query):
         name = name_of(item)
         content = parts(item, format)
@@ -53,7 +54,7 @@ def prompt(model: Model, item: Item | Any, format: str | Format = "seq", name: s
     return Prompt(name, text, pictures)
 
 
-def _chat(messages: Sequence[dict] | Any, name: str) -> tuple[list[dict], tuple[Picture, ...]]:
+def _chat(messages: Sequence[dict] | Any, name: str) -> tuple[list[dict], tuple[Picture | Sized, ...]]:
     """Raw messages with their pictures taken out, as qwen-vl-utils finds them."""
     if not isinstance(messages, list | tuple) or not messages:
         raise ItemError(name, f"is {messages!r:.80}; give a Product, a Query or a list of chat messages")
@@ -78,19 +79,37 @@ def _chat(messages: Sequence[dict] | Any, name: str) -> tuple[list[dict], tuple[
     return chat, tuple(pictures)
 
 
-ENTRY = {"type", "text", "image", "image_url"}
-"""What an entry of a message's content may have."""
+LIMITS = ("min_pixels", "max_pixels", "resized_height", "resized_width")
+"""What an entry with a picture may ask of qwen-vl-utils."""
 
 
-def _text_or_picture(entry: dict[str, Any], name: str) -> tuple[str, Picture | None]:
+def _text_or_picture(entry: dict[str, Any], name: str) -> tuple[str, Picture | Sized | None]:
     """One of the two, of an entry without what is None. Raises ItemError for neither, a video, or an
     unknown key.
     """
     if "video" in entry:
         raise ItemError(name, "has a video; coral_lab reads text and pictures")
-    if other := sorted(entry.keys() - ENTRY):
-        raise ItemError(name, f"an entry has {', '.join(map(repr, other))}, which is not read; leave it out")
     picture = entry.get("image", entry.get("image_url"))
+    known = {"type", "text", "image", "image_url", *(LIMITS if picture is not None else ())}
+    if other := sorted(map(str, entry.keys() - known)):
+        raise ItemError(name, f"an entry has {', '.join(map(repr, other))}, which is not read; leave it out")
     if picture is None and "text" not in entry:
         raise ItemError(name, f"entry {entry!r:.80} has neither text nor image")
+    if picture is not None and (limits := _limits(entry, name)):
+        picture = Sized(picture, limits)
     return text_of(entry.get("text"), name, "text"), picture
+
+
+def _limits(entry: dict[str, Any], name: str) -> tuple[tuple[str, int], ...]:
+    """Raises ItemError for limits that qwen-vl-utils would leave unread, or that nothing can meet."""
+    limits = {key: entry[key] for key in LIMITS if key in entry}
+    for key, own in limits.items():
+        if not isinstance(own, int) or isinstance(own, bool) or not 0 < own <= MAX_PIXELS:
+            raise ItemError(name, f"{key} is {own!r:.40}; give a number of pixels from 1 to {MAX_PIXELS:,}")
+    if ("resized_height" in limits) != ("resized_width" in limits):
+        raise ItemError(name, "has one of resized_height and resized_width; give both or none")
+    if limits.get("resized_height", 1) * limits.get("resized_width", 1) > MAX_PIXELS:
+        raise ItemError(name, f"is to be resized to more than {MAX_PIXELS:,} pixels; ask for fewer")
+    if limits.get("min_pixels", 1) > limits.get("max_pixels", MAX_PIXELS):
+        raise ItemError(name, "min_pixels is more than max_pixels; turn them round")
+    return tuple(limits.items())

@@ -5,6 +5,7 @@ import threading
 import warnings
 from collections.abc import Hashable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 from jaxtyping import Float32, Int64
@@ -12,7 +13,8 @@ from PIL import Image
 from qwen_vl_utils.vision_process import fetch_image, smart_resize
 from torch import Tensor
 
-from coral_lab.images import Picture, jpeg, open_image
+from coral_lab.errors import ItemError
+from coral_lab.images import Picture, Sized, jpeg, open_image, pixels_identity, told_identity
 
 LIMIT = 2**30
 
@@ -28,21 +30,34 @@ Pixel = tuple[Float32[Tensor, "patch 1176"], Int64[Tensor, " 3"]]
 """A processed picture: `pixel_values` and its grid (time, height, width) in patches."""
 
 
-def key(picture: Picture) -> Hashable:
-    """Equal for the same picture: its bytes, its path and state on disk, or the object that holds or draws
-    it.
-    """
+def key(picture: Picture | Sized) -> Hashable:
+    """What a picture goes by within one call: its path, its bytes, or the object that holds or draws it."""
+    if isinstance(picture, Sized):
+        return key(picture.picture), picture.limits
     if isinstance(picture, str | Path):
-        try:
-            state = Path(str(picture).removeprefix("file://")).stat()
-        except OSError:  # an address or a missing file: opening it will say what is wrong
-            return str(picture)
-        return str(picture), state.st_mtime_ns, state.st_size
+        return str(picture)
     return picture if isinstance(picture, bytes) else id(picture)
 
 
+def as_on_the_card(picture: Picture | Sized, item: str) -> Image.Image:
+    """The picture as qwen-vl-utils hands it to the image processor. Raises ItemError."""
+    plain, limits = _parts(picture)
+    return _fetched(open_image(plain, item), limits, item)
+
+
+def _parts(picture: Picture | Sized) -> tuple[Picture, tuple[tuple[str, int], ...]]:
+    return (picture.picture, picture.limits) if isinstance(picture, Sized) else (picture, ())
+
+
+def _fetched(image: Image.Image, limits: tuple[tuple[str, int], ...], item: str) -> Image.Image:
+    try:
+        return fetch_image({"image": image, **dict(limits)})
+    except (ValueError, AssertionError) as error:  # of its smart_resize
+        raise ItemError(item, f"picture does not fit {dict(limits)} ({error})") from None
+
+
 class Pixels:
-    """Pictures after qwen-vl-utils and an image processor, kept until `limit` bytes are full.
+    """Pictures after qwen-vl-utils and an image processor, kept by content until `limit` bytes are full.
 
     They do not depend on a model's weights, so they stay right while it learns. With a `thumbnail_size` in
     pixels, JPEGs of newly opened pictures gather in `thumbnails`, for a picture is costly to open twice.
@@ -50,12 +65,12 @@ class Pixels:
 
     def __init__(self, image_processor, limit: int = LIMIT):
         self.image_processor, self.limit, self.size = image_processor, limit, 0
-        self._kept: dict[Hashable, tuple[Picture, Pixel]] = {}
+        self._kept: dict[Hashable, Pixel] = {}
         self._lock = threading.Lock()
         self.thumbnail_size: int | None = None
         self.thumbnails: dict[Hashable, bytes] = {}
 
-    def __call__(self, pictures: Iterable[tuple[Picture, str]]) -> dict[Hashable, Pixel]:
+    def __call__(self, pictures: Iterable[tuple[Picture | Sized, str]]) -> dict[Hashable, Pixel]:
         """Every distinct picture's pixels, by `key`; `pictures` come with the name of their item.
 
         Raises ItemError for a picture that cannot be opened.
@@ -64,48 +79,74 @@ class Pixels:
         with self._lock:
             return self._looked_up(wanted)
 
-    def _looked_up(self, wanted: Mapping[Hashable, tuple[Picture, str]]) -> dict[Hashable, Pixel]:
-        missing = {k: pair for k, pair in wanted.items() if k not in self._kept}
-        fresh = dict(zip(missing, self._process(list(missing.values())), strict=True))
-        for k, pixel in fresh.items():
-            if self.size < self.limit:  # with the picture itself, so that no other object gets its id
-                self._kept[k] = (missing[k][0], pixel)
+    def _looked_up(self, wanted: Mapping[Hashable, tuple[Picture | Sized, str]]) -> dict[Hashable, Pixel]:
+        with ThreadPoolExecutor() as pool:
+            looks = dict(zip(wanted, pool.map(_look, wanted.values()), strict=True))
+            missing = {look.content: k for k, look in looks.items() if look.content not in self._kept}
+            images = pool.map(lambda k: self._open(k, *wanted[k], looks[k].image), missing.values())
+            fresh = dict(zip(missing, self._process(list(images)), strict=True))
+        for content, pixel in fresh.items():
+            if self.size < self.limit:
+                self._kept[content] = pixel
                 self.size += pixel[0].numel() * pixel[0].element_size()
-        return {k: fresh[k] if k in fresh else self._kept[k][1] for k in wanted}
+        return {k: fresh.get(look.content) or self._kept[look.content] for k, look in looks.items()}
 
-    def tokens(self, picture: Picture) -> int:
+    def tokens(self, picture: Picture | Sized) -> int:
         """How many image tokens a picture will be, told from its size, and 0 if it cannot be read: opening it
         says why.
 
         An estimate if the size is not at hand, see USUAL.
         """
         merge = self.image_processor.merge_size**2
-        if kept := self._kept.get(key(picture)):
-            return int(kept[1][1].prod()) // merge
+        plain, limits = _parts(picture)
+        if hasattr(plain, "identity") and (kept := self._kept.get((plain.identity, limits))):
+            return int(kept[1].prod()) // merge
         try:
-            width, height = _size(picture)
-            return (
-                self.image_processor.get_number_of_image_patches(*smart_resize(height, width, FACTOR))
-                // merge
-            )
-        except (OSError, ValueError, Image.DecompressionBombError):
+            height, width = _size_on_the_card(plain, dict(limits))
+            return self.image_processor.get_number_of_image_patches(height, width) // merge
+        except (OSError, ValueError, AssertionError, Image.DecompressionBombError):
             return 0
 
-    def _process(self, pictures: list[tuple[Picture, str]]) -> list[Pixel]:
-        """As the model card's code does: qwen-vl-utils first, then the checkpoint's image processor."""
-        if not pictures:
+    def _process(self, images: list[Image.Image]) -> list[Pixel]:
+        if not images:
             return []
-        with ThreadPoolExecutor() as pool:
-            images = list(pool.map(self._open, pictures))
         output = self.image_processor(images=images, return_tensors="pt")
         sizes = output["image_grid_thw"].prod(-1).tolist()
         return list(zip(output["pixel_values"].split(sizes), output["image_grid_thw"], strict=True))
 
-    def _open(self, pair: tuple[Picture, str]) -> Image.Image:
-        image = open_image(*pair)
+    def _open(
+        self, own: Hashable, picture: Picture | Sized, item: str, image: Image.Image | None
+    ) -> Image.Image:
+        plain, limits = _parts(picture)
+        image = image or open_image(plain, item)
         if self.thumbnail_size:
-            self.thumbnails[key(pair[0])] = jpeg(image, pair[1], self.thumbnail_size)
-        return fetch_image({"image": image})
+            self.thumbnails[own] = jpeg(image, item, self.thumbnail_size)
+        return _fetched(image, limits, item)
+
+
+@dataclass(frozen=True, eq=False)
+class _Look:
+    """What a picture is, with its limits, and the picture itself where it had to be opened to tell."""
+
+    content: Hashable
+    image: Image.Image | None
+
+
+def _look(pair: tuple[Picture | Sized, str]) -> _Look:
+    picture, item = pair
+    plain, limits = _parts(picture)
+    if told := told_identity(plain):
+        return _Look((told, limits), None)
+    image = open_image(plain, item)
+    return _Look((pixels_identity(image), limits), image)
+
+
+def _size_on_the_card(picture: Picture, limits: dict[str, int]) -> tuple[int, int]:
+    """Height and width as `fetch_image` makes them."""
+    if "resized_height" in limits:
+        return smart_resize(limits["resized_height"], limits["resized_width"], FACTOR)
+    width, height = _size(picture)
+    return smart_resize(height, width, FACTOR, limits.get("min_pixels"), limits.get("max_pixels"))
 
 
 def _size(picture: Picture) -> tuple[int, int]:

@@ -5,16 +5,12 @@ A *space* is a way of making embeddings: weights, dtype, tokenizer, image proces
 pictures' content.
 """
 
-import hashlib
 import json
-from collections.abc import Iterable
-from pathlib import Path
 
-import numpy as np
 import torch
 
 from coral_lab.errors import require
-from coral_lab.images import Picture, open_image
+from coral_lab.images import Sized, digest, identity
 from coral_lab.models.inputs import Prompt
 from coral_lab.models.loading import Model
 
@@ -53,30 +49,8 @@ def weights(network: torch.nn.Module) -> str:
 
 def item(prompt: Prompt) -> str:
     """Of a prompt's text and pictures. Raises ItemError for a picture that cannot be read."""
-    return digest([prompt.text, *(picture(own, prompt.name) for own in prompt.pictures)])
-
-
-def picture(own: Picture, item: str) -> str:
-    """Of a picture's content: its file's bytes, or its pixels. What draws or reads one may know a quicker way
-    to tell, its `identity`.
-    """
-    if hasattr(own, "identity"):
-        return own.identity
-    if isinstance(own, bytes):
-        return digest([own])
-    if isinstance(own, str | Path) and not str(own).startswith("data:"):
-        try:
-            return digest([Path(str(own).removeprefix("file://")).read_bytes()])
-        except OSError:
-            pass  # opening it says what is wrong
-    image = open_image(own, item)
-    return digest([f"{image.size}", np.asarray(image).tobytes()])
-
-
-def digest(pieces: Iterable[str | bytes]) -> str:
-    """Of texts and bytes in order; where one ends and the next begins matters."""
-    found = hashlib.blake2b(digest_size=16)
-    for piece in pieces:
-        content = piece.encode("utf-8", "surrogatepass") if isinstance(piece, str) else piece
-        found.update(len(content).to_bytes(8, "big") + content)
-    return found.hexdigest()
+    pieces = [prompt.text]
+    for own in prompt.pictures:
+        pieces.append(identity(own.picture if isinstance(own, Sized) else own, prompt.name))
+        pieces += [f"{own.limits}"] if isinstance(own, Sized) else []
+    return digest(pieces)

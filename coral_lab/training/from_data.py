@@ -4,10 +4,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
+from coral_lab.images import digest
 from coral_lab.models.loading import Model
 from coral_lab.prompts import format_name
 from coral_lab.query import Dataset
-from coral_lab.store.fingerprints import digest
 from coral_lab.training.contrastive import StepConfig, contrastive_objective
 from coral_lab.training.loop import TrainConfig, train_loop
 from coral_lab.training.pairs import MakePair, pair_sampler, plain_pairs

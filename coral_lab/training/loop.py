@@ -24,9 +24,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from coral_lab.images import digest
 from coral_lab.models.loading import Model
 from coral_lab.models.saving import save
-from coral_lab.store.fingerprints import digest, weights
+from coral_lab.store.fingerprints import weights
 from coral_lab.training import distributed
 
 log = logging.getLogger(__name__)
