@@ -241,6 +241,7 @@ def _evaluate(options) -> None:
         _parent(options.json)
         seconds = round(time.perf_counter() - started, 1)
         facts = {"data": shop.name, "encoder": repr(model), "seconds": seconds}
+        facts["skipped_in_data"] = [str(error) for error in shop.skipped]
         result.write_json(options.json, **facts, command=shlex.join(["coral-lab", *options.arguments]))
     if options.run:
         _parent(options.run)

@@ -29,7 +29,8 @@ class Result:
     """What `evaluate` measured: of each query the `ranked` rows of the pool, and the metrics they give.
 
     A row is -1 and its score NaN where the pool has no more. `skipped` are queries that could not be used, if
-    that was allowed; they are not among `queries`.
+    that was allowed, and `skipped_products` what the pool went without; they are not among `queries` and
+    `products`.
     """
 
     model: str
@@ -39,6 +40,7 @@ class Result:
     scores: Float32[np.ndarray, "query k"]
     format: str = "seq"
     skipped: tuple[ItemError, ...] = ()
+    skipped_products: tuple[ItemError, ...] = ()
 
     @cached_property
     def ids(self) -> np.ndarray:
@@ -138,6 +140,7 @@ class Result:
             "model": self.model,
             "format": self.format,
             "skipped": [str(error) for error in self.skipped],
+            "skipped_products": [str(error) for error in self.skipped_products],
             **facts,
         }
         Path(file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
@@ -146,7 +149,8 @@ class Result:
         head = (
             f"{self.model}: {len(self.queries):,} queries over {len(self.products):,} products, 95% intervals"
         )
-        left_out = [f"  {len(self.skipped)} queries skipped"] if self.skipped else []
+        counts = {"queries": len(self.skipped), "products": len(self.skipped_products)}
+        left_out = [f"  {count:,} {kind} skipped" for kind, count in counts.items() if count]
         return "\n".join([head, *(f"  {name:8s} {value}" for name, value in self.metrics.items()), *left_out])
 
 
@@ -227,7 +231,7 @@ def measure(
     chosen = tuple(answered[i] for i in kept)
     scores, rows = ranking(chosen, found.embeddings[kept], index, k, exclude_references=exclude_references)
     name = format_name(format or index.format)
-    return Result(index.model.name, chosen, index.products, rows, scores, name, tuple(skipped))
+    return Result(index.model.name, chosen, index.products, rows, scores, name, tuple(skipped), index.skipped)
 
 
 def _with_answers(index: Index, queries: Sequence[Query]) -> tuple[list[Query], list[ItemError]]:

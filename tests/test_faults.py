@@ -3,19 +3,23 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from coral_lab import Product, Query, cli, encode, index
+from coral_lab import Product, Query, Settings, cli, encode, index, load
 from coral_lab.errors import ItemError
 from coral_lab.results import Gallery
 from coral_lab.study import geometry
 from coral_lab.widgets import AttributionView, NeighbourhoodMap, QueryBench
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -196,3 +200,97 @@ def test_threads_spin_shortly_unless_told(given, expected):
     without = {k: v for k, v in os.environ.items() if k not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
     done = subprocess.run([sys.executable, "-c", code], env=without | given, capture_output=True, check=True)
     assert json.loads(done.stdout) == expected
+
+
+READ_ONLY = """
+import logging, sys
+import numpy as np
+import coral_lab as cl
+logging.basicConfig(format="%(message)s")
+shop, store = cl.dataset("mini"), sys.argv[1]
+model = cl.load("mini")
+kept = cl.encode(model, shop.products[:12], settings=cl.Settings(store=store))
+new = cl.encode(model, shop.products[:16], settings=cl.Settings(store=store))
+assert (new[:12] == kept).all() and np.isfinite(new).all()
+print(len(cl.open_store(store, model)))
+try:
+    cl.open_store(store, model).add(shop.products[:16])
+except cl.errors.StoreError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(not shutil.which("setpriv") and os.getuid() == 0, reason="root may write everywhere")
+def test_a_store_that_may_not_be_written_is_read_and_nothing_is_kept(shop, tmp_path):
+    store = tmp_path / "store"
+    encode(load("mini"), shop.products[:12], settings=Settings(store=str(store)))
+    before = sorted(store.rglob("*"))
+    folders = [store, *(path for path in before if path.is_dir())]
+    for folder in folders:
+        folder.chmod(0o555)
+    as_others = ["setpriv", "--bounding-set=-dac_override"] if os.getuid() == 0 else []
+    try:
+        tried = subprocess.run(
+            [*as_others, sys.executable, "-c", READ_ONLY, str(store)],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            timeout=300,
+        )
+        assert tried.returncode == 0, tried.stderr
+        assert tried.stdout.startswith("12\n")
+        assert "cannot be written; name another folder" in tried.stdout
+        assert tried.stderr.count("embeddings made now are not kept") == 2
+        assert sorted(store.rglob("*")) == before
+    finally:
+        for folder in folders:
+            folder.chmod(0o755)
+
+
+READ_ONLY_PACKAGES = """
+import tempfile
+import numba.core.caching as caching
+import numpy as np
+
+ensure = caching._CacheLocator.ensure_cache_path
+def refuse(self):
+    if not self.get_cache_path().startswith(tempfile.gettempdir()):
+        raise PermissionError(self.get_cache_path())
+    ensure(self)
+caching._CacheLocator.ensure_cache_path = refuse
+from coral_lab.study.geometry import umap
+print(umap(np.eye(16, dtype=np.float32)).shape, caching.config.CACHE_DIR)
+"""
+
+
+@pytest.mark.slow
+def test_umap_where_neither_packages_nor_home_can_be_written():
+    tried = subprocess.run(
+        [sys.executable, "-c", READ_ONLY_PACKAGES], capture_output=True, text=True, cwd=ROOT, timeout=300
+    )
+    assert tried.returncode == 0, tried.stderr
+    shape, _, place = tried.stdout.strip().rpartition(" ")
+    assert shape == "(16, 2)"
+    assert not Path(place).exists()
+
+
+def test_compiled_functions_that_can_be_kept_nowhere_get_a_folder(monkeypatch):
+    """A short version of the one above: numba refuses once, and is asked again."""
+    import numba
+
+    answers = [RuntimeError("cannot cache function 'rdist': no locator available for file 'umap.py'"), "umap"]
+
+    def imported(name):
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(geometry, "import_module", imported)
+    monkeypatch.setattr(numba.config, "CACHE_DIR", "")
+    monkeypatch.setattr(sys, "modules", dict(sys.modules))
+    assert geometry._umap() == "umap"
+    assert Path(numba.config.CACHE_DIR).is_dir()
+    answers[:] = [RuntimeError("something else")]
+    with pytest.raises(RuntimeError, match="something else"):
+        geometry._umap()

@@ -125,6 +125,8 @@ def test_what_is_skipped_is_left_out_of_the_measures_and_listed(random_model, pr
     assert written["n_queries"] == len(queries)
     assert len(written["skipped"]) == 2
     assert "2 queries skipped" in repr(result)
+    assert "1 products skipped" in repr(result)
+    assert [said.partition(":")[0] for said in written["skipped_products"]] == ["product broken"]
     with pytest.raises(ItemError, match="query unanswered"):
         index(random_model, products).evaluate([*queries, unanswered])
     with pytest.raises(ValueError, match="none of 1 queries can be used"):

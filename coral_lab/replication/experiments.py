@@ -24,7 +24,7 @@ from coral_lab.query import Dataset, Query
 from coral_lab.replication.cells import RESULTS, WORK, Cell, Measured, measure_cells, ranked
 from coral_lab.retrieval import index
 from coral_lab.store import fingerprints
-from coral_lab.study.edits import dropped, shown_by, swapped
+from coral_lab.study.edits import AS_ASKED, dropped, shown_by, swapped
 from coral_lab.study.error_analysis import mistakes
 from coral_lab.study.sweeps import sweep
 from coral_lab.training.contrastive import StepConfig
@@ -235,8 +235,8 @@ def conditions(
 
 
 def _edits(table: pd.DataFrame, shop: Dataset) -> Iterator[dict]:
-    asked = table[table["edit"] == "as asked"].set_index("query")["first"]
-    for row in table[table["edit"] != "as asked"].itertuples():
+    asked = table[table["edit"] == AS_ASKED].set_index("query")["first"]
+    for row in table[table["edit"] != AS_ASKED].itertuples():
         edit, attribute = row.edit.split(" ", 1)
         found = {
             "query": row.query,

@@ -9,13 +9,13 @@ import pandas as pd
 from coral_lab.errors import ItemError
 from coral_lab.evaluation import Result
 from coral_lab.metrics import Estimate, estimate
-from coral_lab.query import Dataset, Traits
+from coral_lab.query import Dataset, Query, Traits
 from coral_lab.replication.cells import provenance
 from coral_lab.replication.verdicts import findings
 from coral_lab.results import grey, page, paragraph
 from coral_lab.retrieval import Index
 from coral_lab.sources.package_files import shipped
-from coral_lab.study.edits import orders
+from coral_lab.study.edits import AS_ASKED, orders
 from coral_lab.study.error_analysis import mistakes, worst
 from coral_lab.study.plots import bars, matrix
 from coral_lab.study.sweeps import sweep
@@ -34,16 +34,17 @@ def report(
     """
     result = index.evaluate(shop.queries)
     sections = {
-        "What was measured": _facts(index, shop, result.skipped, command),
+        "What was measured": _facts(index, shop, command)
+        + _left_out([*shop.skipped, *index.skipped, *result.skipped]),
         "Metrics": _metrics(result),
         "Breakdowns": "".join(_breakdowns(result)),
         "Language matrix": _languages(result),
-        "Order sensitivity": _orders(index, shop, sensitivity),
+        "Order sensitivity": _orders(index, result.queries, sensitivity),
         "What wrong first hits fail": _mistakes(result, galleries, shop.traits),
         "Beside the paper": _published(result),
         "Findings": _findings(),
         "Queries and their hits": "".join(
-            index.search(query, 8)._repr_html_() for query in shop.queries[:galleries]
+            index.search(query, 8)._repr_html_() for query in result.queries[:galleries]
         ),
     }
     body = "".join(f"<h2>{escape(title)}</h2>{content}" for title, content in sections.items())
@@ -74,14 +75,19 @@ def _table(frame: pd.DataFrame, index: bool = True) -> str:
     return frame.to_html(index=index, border=0, float_format="{:.3f}".format, na_rep="")
 
 
-def _facts(index: Index, shop: Dataset, skipped: Sequence[ItemError], command: str) -> str:
+def _left_out(errors: Sequence[ItemError]) -> str:
+    """Every product and query that could not be used, and why."""
+    if not errors:
+        return paragraph("Nothing was left out.")
+    rows = "".join(f"<li>{escape(str(error))}</li>" for error in errors)
+    return f"<details><summary>{len(errors):,} left out</summary><ul>{rows}</ul></details>"
+
+
+def _facts(index: Index, shop: Dataset, command: str) -> str:
     made = provenance()
-    left_out = [f"{len(index.skipped)} products"] * bool(index.skipped)
-    left_out += [f"{len(skipped)} queries"] * bool(skipped)
     rows = {
         "model": repr(index.model),
         "data": f"{shop.name}: {len(index.products):,} products, {len(shop.queries):,} queries",
-        "left out": " and ".join(left_out) or "nothing",
         "code": made["commit"],
         "torch": made["torch"],
         "machine": made["machine"],
@@ -130,12 +136,12 @@ def _languages(result: Result) -> str:
     return paragraph(grey(note)) + _figure(figure)
 
 
-def _orders(index: Index, shop: Dataset, count: int) -> str:
-    queries = [query for query in shop.queries if 2 <= len(query.conditions) <= 4][:count]
+def _orders(index: Index, asked: Sequence[Query], count: int) -> str:
+    queries = [query for query in asked if 2 <= len(query.conditions) <= 4][:count]
     if not queries:
         return paragraph("No query has two to four conditions.")
     table = sweep(index, queries, orders)
-    table = table[table["edit"] != "as asked"]
+    table = table[table["edit"] != AS_ASKED]
     by = table.groupby("conditions").agg(
         queries=("query", "nunique"),
         orders=("edit", "nunique"),

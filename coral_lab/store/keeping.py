@@ -2,6 +2,7 @@
 comes.
 """
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -9,13 +10,15 @@ from typing import Any
 import numpy as np
 
 from coral_lab.errors import ItemError
-from coral_lab.images import jpeg
+from coral_lab.images import digest, jpeg
 from coral_lab.models.inputs import Item, Prompt
 from coral_lab.models.loading import Model
 from coral_lab.models.pixels import key
 from coral_lab.query import Product, Query
 from coral_lab.store import fingerprints
 from coral_lab.store.tables import Record, Table, address
+
+log = logging.getLogger(__name__)
 
 COMMIT_EVERY = 5.0
 """Seconds of work that a kill may cost at most, beside the batch at hand."""
@@ -32,7 +35,10 @@ def table_of(store: str, model: Model) -> Table:
 
 
 class Keeper:
-    """Reads what the store has, and commits what is made, a few seconds' work at a time."""
+    """Reads what the store has, and commits what is made, a few seconds' work at a time.
+
+    A store that may be read but not written, somebody else's, is read; a warning says that nothing is kept.
+    """
 
     def __init__(self, store: str, items: Sequence, prompts: Mapping[int, Prompt], model: Model):
         self.table, self.items, self.prompts, self.model = table_of(store, model), items, prompts, model
@@ -40,6 +46,9 @@ class Keeper:
         self.present: set[int] = set()
         self.pending: list[int] = []
         self.since = time.monotonic()
+        self.keeps = self.table.can_be_written
+        if not self.keeps:
+            log.warning("the store %s cannot be written: embeddings made now are not kept", store)
 
     def look_up(self, embeddings: np.ndarray, refuse: Callable[[int, ItemError], None]) -> None:
         for i, own in list(self.prompts.items()):
@@ -52,11 +61,11 @@ class Keeper:
             if name in found:
                 embeddings[i] = found[name]
                 self.present.add(i)
-        if len(self.present) < len(self.keys):
+        if self.keeps and len(self.present) < len(self.keys):
             self.model.pixels.thumbnail_size = THUMBNAIL
 
     def add(self, some: Sequence[int], embeddings: np.ndarray) -> None:
-        self.pending += some
+        self.pending += some if self.keeps else ()
         if time.monotonic() - self.since > COMMIT_EVERY:
             self.commit(embeddings)
 
@@ -89,7 +98,7 @@ def _key(item: Item | Any, own: Prompt) -> str:
     if not isinstance(item, Product):
         return content
     facts = (item.id, item.title, item.class_name, item.language, item.country, *_facts(item))
-    return fingerprints.digest([content, *facts])
+    return digest([content, *facts])
 
 
 def _facts(product: Product) -> tuple[str, ...]:

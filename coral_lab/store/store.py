@@ -11,7 +11,7 @@ import pyarrow as pa
 from jaxtyping import Float32
 
 from coral_lab.encoder import UNKEPT, Settings, encode, encode_all
-from coral_lab.errors import ItemError, require
+from coral_lab.errors import ItemError, StoreError, require
 from coral_lab.models.loading import Model
 from coral_lab.prompts import Format
 from coral_lab.query import Product, Query
@@ -57,10 +57,13 @@ class Store:
     def add(self, products: Iterable[Product], settings: Settings = Settings()) -> Added:
         """Encode what is not there yet, committing as it goes; killed at any moment, the next call goes on.
 
-        Whatever store the settings name, it is this one.
+        Whatever store the settings name, it is this one. Raises StoreError if it cannot be written.
         """
+        table = self.table
+        if not table.can_be_written:
+            raise StoreError(f"{self.uri!r} cannot be written; name another folder, or ask its owner")
         found = encode_all(self.model, products, settings=replace(settings, store=self.uri))
-        self.table.tidy()
+        table.tidy()
         return Added(len(self), tuple(error for _, error in found.skipped))
 
     def search(

@@ -141,6 +141,12 @@ class Table:
         return require("filelock", "store").FileLock(Path(self.uri) / LOCK)
 
     @property
+    def can_be_written(self) -> bool:
+        """Whether rows may be added, as far as the file system tells; also of a folder yet to be made."""
+        there = next(path for path in (Path(self.uri), *Path(self.uri).parents) if path.exists())
+        return not _is_local(self.uri) or os.access(there, os.W_OK)
+
+    @property
     def exists(self) -> bool:
         return self.name in _names(self.database)
 

@@ -24,10 +24,13 @@ from coral_lab.query import Product, Query, Traits
 Edited = tuple[str, Query]
 Edit = Callable[[Query], Iterable[Edited]]
 
+AS_ASKED = "as asked"
+"""The name of what all edits of a query are compared with."""
+
 
 def identity(query: Query) -> Iterator[Edited]:
     """The query as it is: what all others are compared with."""
-    yield "as asked", query.edited()
+    yield AS_ASKED, query.edited()
 
 
 def orders(query: Query) -> Iterator[Edited]:

@@ -4,8 +4,13 @@ All embeddings are L2-normalised, so nearness is the dot product. Equal seeds gi
 machine; UMAP's differ between processors, so keep coordinates that matter.
 """
 
+import atexit
+import sys
 import warnings
 from collections.abc import Callable, Sequence
+from importlib import import_module
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int64
@@ -132,16 +137,37 @@ def umap(embeddings: Embeddings, seed: int = 0, neighbours: int = 15, min_dist: 
     UMAP finds its own, approximate neighbours: exact ones take longer and make no better map
     (benchmarks/projection.py).
     """
-    from umap import UMAP
-
     _enough(embeddings)
-    return UMAP(
-        n_neighbors=min(neighbours, len(embeddings) - 1),
-        min_dist=min_dist,
-        metric="cosine",
-        random_state=seed,
-        n_jobs=1,
-    ).fit_transform(embeddings)
+    return (
+        _umap()
+        .UMAP(
+            n_neighbors=min(neighbours, len(embeddings) - 1),
+            min_dist=min_dist,
+            metric="cosine",
+            random_state=seed,
+            n_jobs=1,
+        )
+        .fit_transform(embeddings)
+    )
+
+
+def _umap() -> Any:
+    """umap-learn. Numba keeps what it compiles beside it or in the home, and gives up where neither can
+    be written: there it gets a folder that is deleted at exit.
+    """
+    try:
+        return import_module("umap")
+    except RuntimeError as error:
+        if "cannot cache function" not in str(error):
+            raise
+    import numba
+
+    place = TemporaryDirectory(prefix="numba-")
+    atexit.register(place.cleanup)
+    numba.config.CACHE_DIR = place.name
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("umap", "pynndescent")]:
+        del sys.modules[name]  # half imported
+    return import_module("umap")
 
 
 def _enough(embeddings: np.ndarray) -> None:
@@ -154,13 +180,13 @@ def aligned_umaps(spaces: Sequence[Embeddings], seed: int = 0, neighbours: int =
 
     Raises ValueError for spaces of different length.
     """
-    from umap import AlignedUMAP
-
     if len({len(own) for own in spaces}) > 1 or len(spaces) < 2:
         raise ValueError(f"{[len(own) for own in spaces]} rows; give two spaces or more of the same items")
     _enough(spaces[0])
     same = [{i: i for i in range(len(spaces[0]))}] * (len(spaces) - 1)
-    found = AlignedUMAP(n_neighbors=min(neighbours, len(spaces[0]) - 1), metric="cosine", random_state=seed)
+    found = _umap().AlignedUMAP(
+        n_neighbors=min(neighbours, len(spaces[0]) - 1), metric="cosine", random_state=seed
+    )
     with (
         warnings.catch_warnings()
     ):  # AlignedUMAP takes no n_jobs, and says for each space that a seed allows but one

@@ -7,12 +7,12 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float32
 
-from coral_lab.encoder import UNKEPT, encode, progress_bar
+from coral_lab.encoder import UNKEPT, Encoded, encode_all, progress_bar
 from coral_lab.metrics import DEPTH
 from coral_lab.prompts import Format, format_name
 from coral_lab.query import Query
 from coral_lab.retrieval import Index, ranking
-from coral_lab.study.edits import Edit, Edited, dropped, identity
+from coral_lab.study.edits import AS_ASKED, Edit, Edited, dropped, identity
 
 
 def sweep(
@@ -35,14 +35,16 @@ def sweep(
     positive; above 0 it fell), flipped (whether R@1 changed).
 
     The edits of a query are read in one batch, so that each of their pictures is looked at once a format.
-    References stay out of all rankings of their query unless they are positives.
+    References stay out of all rankings of their query unless they are positives. Where the index's settings
+    skip what cannot be used, such edits have no row, nor has any of a query that cannot be used as asked;
+    `attrs["skipped"]` of the table says which and why.
     """
     edits = [edits] if callable(edits) else list(edits)
     formats = formats or {format_name(index.format): index.format}
     settings = index.settings
     groups = _groups([list(_edits(query, edits)) for query in queries], settings.batch_size)
     count = len(groups) * len(formats)
-    tables = []
+    tables, skipped = [], []
     with progress_bar(
         settings.progress if settings.progress is not None else count >= 8,
         total=count,
@@ -52,10 +54,29 @@ def sweep(
         for name, format in formats.items():
             for group in groups:
                 own = replace(settings, batch_size=max(len(group), 1), progress=False)
-                found = encode(index.model, [edited for _, edited in group], format, own)
-                tables.append(_table(index, group, found, k).assign(format=name))
+                found = encode_all(index.model, [edited for _, edited in group], format, own)
+                kept = _kept(group, found)
+                skipped += [str(error) for _, error in found.skipped]
+                if kept:
+                    some = [group[i] for i in kept]
+                    tables.append(_table(index, some, found.embeddings[kept], k).assign(format=name))
                 bar.update()
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+    table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+    table.attrs["skipped"] = skipped
+    return table
+
+
+def _kept(group: Sequence[Edited], found: Encoded) -> list[int]:
+    """Places of the edits that can be compared: they were read, and so was their query as asked before
+    them.
+    """
+    gone = {i for i, _ in found.skipped}
+    kept, asked = [], False
+    for i, (name, _) in enumerate(group):
+        asked = i not in gone if name == AS_ASKED else asked
+        if asked and i not in gone:
+            kept.append(i)
+    return kept
 
 
 def _edits(query: Query, edits: Sequence[Edit]) -> Iterator[Edited]:
@@ -86,7 +107,7 @@ def _table(
         edits, parents, embeddings, scores, found, strict=True
     ):
         rank, score = _best_positive(index, parent, embedding)
-        if name == "as asked":
+        if name == AS_ASKED:
             asked[parent.id] = (rank, set(hits.tolist()))
         before, kept = asked[parent.id]
         records.append(
@@ -177,19 +198,25 @@ def heeded(
     condition (its place from 0), attribute, gain (mean of what it adds to the scores of products of the
     wanted class that meet it, less that of those that do not; 0 for a condition that is ignored, NaN where no
     word says what is wanted), rank_shift (of the best positive when it is taken away). `how` and `format` are
-    those of `attribution`.
+    those of `attribution`. Where the index's settings skip what cannot be used, such queries have no row and
+    `attrs["skipped"]` says which and why.
     """
     groups = _groups([_taken_away(query, how) for query in queries], 32)
     records: list[dict] = []
+    skipped: list[str] = []
     for edits in progress_bar(len(groups) >= 8, groups, desc="heeded", unit="batch"):
         items = [edited for _, edited in edits]
-        together = replace(UNKEPT, batch_size=max(len(items), 1))
-        scores = encode(index.model, items, format or index.format, together) @ index.embeddings.T
-        starts = [row for row, (name, _) in enumerate(edits) if name == "as asked"]
-        for start in starts:
-            query = items[start]
-            records += _heeded(index, query, scores[start : start + 1 + len(query.conditions)])
-    return pd.DataFrame(records)
+        together = replace(UNKEPT, batch_size=max(len(items), 1), on_error=index.settings.on_error)
+        found = encode_all(index.model, items, format or index.format, together)
+        skipped += [str(error) for _, error in found.skipped]
+        scores = found.embeddings @ index.embeddings.T
+        for start, (name, query) in enumerate(edits):
+            rows = range(start, start + 1 + len(query.conditions))
+            if name == AS_ASKED and not any(i in rows for i, _ in found.skipped):
+                records += _heeded(index, query, scores[rows.start : rows.stop])
+    table = pd.DataFrame(records)
+    table.attrs["skipped"] = skipped
+    return table
 
 
 def _heeded(index: Index, query: Query, scores: Float32[np.ndarray, "edit product"]) -> Iterator[dict]:
@@ -221,4 +248,4 @@ def _taken_away(query: Query, how: Edit) -> list[Edited]:
             f"query {query.id!r} has {len(query.conditions)} conditions and {len(edits)} edits that take one "
             "away; use dropped, neutralised, or one that gives an edit for each"
         )
-    return [("as asked", query), *edits]
+    return [(AS_ASKED, query), *edits]

@@ -3,7 +3,7 @@
 import re
 from dataclasses import replace
 
-from coral_lab import cli, dataset, evaluate, index
+from coral_lab import Condition, Product, Settings, cli, dataset, evaluate, index
 from coral_lab.replication.report_page import report
 
 
@@ -29,6 +29,20 @@ def test_a_report_says_what_was_measured(random_model, tmp_path):
         assert f"<h2>{title}</h2>" in page
     outside = re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL)
     assert not re.search(r"(src|href)=['\"]?(https?:)?//", outside)
+
+
+def test_a_report_lists_what_was_left_out_and_needs_nothing_of_it(random_model, tmp_path):
+    whole = dataset("mini")
+    broken = Product("broken <&>", "a bag", b"no picture", "bag")
+    asked = next(query for query in whole.queries if int(query.positives[0]) < 2000200)
+    unreadable = replace(asked, id="unreadable", conditions=(Condition("color", broken),) * 2)
+    shop = replace(whole, products=(*whole.products[:200], broken), queries=(unreadable, asked))
+    pool = index(random_model, shop.products, settings=Settings(on_error="skip"))
+    report(pool, shop, tmp_path / "report.html", sensitivity=2, galleries=2)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "2 left out" in page
+    assert "product broken &lt;&amp;&gt;: picture cannot be read" in page
+    assert "query unreadable: picture cannot be read" in page
 
 
 def test_the_command_writes_it(random_folder, tmp_path, capsys):

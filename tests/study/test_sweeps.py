@@ -1,6 +1,7 @@
 """Edits change what they say and nothing else; a sweep's ranks are those of a full sort."""
 
 import math
+import warnings
 from dataclasses import replace
 from functools import partial
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from coral_lab import Condition, Product, Query, Settings, encode, index
+from coral_lab.encoder import Encoded
 from coral_lab.errors import ItemError
 from coral_lab.prompts import describe, parts
 from coral_lab.query import Traits
@@ -78,6 +80,7 @@ def test_swapping_takes_another_value_that_its_product_is_known_to_show(query, s
         assert new.product in others[new.attribute]
     again = dict(swapped(others)(query))
     assert [e.references for e in again.values()] == [e.references for e in edits.values()]
+    assert again == dict(swapped(others, 0)(query)) != dict(swapped(others, 1)(query))
     assert list(swapped({})(query)) == []
 
 
@@ -142,6 +145,8 @@ def test_applying_is_for_one_edit_a_query(query):
     assert all(p.image is None for p in edited.references)
     with pytest.raises(ValueError, match="has 6 edits"):
         apply(orders, [query])
+    with pytest.raises(ValueError, match="has 0 edits"):
+        apply(swapped({}), [query])
 
 
 def test_titles_change_only_where_there_are_parallel_ones(query):
@@ -213,6 +218,56 @@ def test_edited_queries_come_with_the_table_and_know_their_parents(pool, query):
     assert table["edited"][2].conditions == tuple(query.conditions[i] for i in (0, 2, 1))
 
 
+@pytest.fixture
+def given_scores(pool, monkeypatch):
+    """An index over products, and a query's edits, whose scores are given: a row for each text."""
+
+    def made(products: list[Product], scores: dict[str, list[float]]) -> Index:
+        rows = {text: np.array(own, np.float32) for text, own in scores.items()}
+        monkeypatch.setattr(
+            "coral_lab.study.sweeps.encode_all",
+            lambda _, asked, *__: Encoded(np.stack([rows[query.text] for query in asked]), ()),
+        )
+        return Index(pool.model, products, np.eye(len(products), dtype=np.float32))
+
+    return made
+
+
+def test_every_column_of_a_sweep_by_hand(given_scores):
+    """Five products, the last of them shown by the query; p2 and p3 are right, and tie in one edit."""
+    products = [Product(f"p{i}", "", None, "bag") for i in range(5)]
+
+    def worded(query):
+        for text in ("worse", "tied", "better"):
+            yield text, query.edited(text=text)
+
+    index = given_scores(
+        products,
+        {
+            "asked": [0.9, 0.1, 0.5, 0.4, 1.0],
+            "worse": [0.9, 0.8, 0.3, 0.6, 1.0],
+            "tied": [0.7, 0.7, 0.7, 0.7, 0.7],
+            "better": [0.1, 0.2, 0.3, 0.6, 0.9],
+        },
+    )
+    query = Query("q", "bag", (Condition("brand", products[4]),), "asked", positives=("p2", "p3", "gone"))
+    table = sweep(index, [query], worded, k=2).set_index("edit")
+    expected = {
+        # rank, score, top, spread, first, overlap, rank_shift, flipped
+        "as asked": (2, 0.5, 0.9, 0.9 - 0.5, "p0", 1, 0, False),
+        "worse": (3, 0.6, 0.9, 0.9 - 0.8, "p0", 1 / 2, 1, False),
+        "tied": (3, 0.7, 0.7, 0, "p0", 1 / 2, 1, False),
+        "better": (1, 0.6, 0.6, 0.6 - 0.3, "p3", 1 / 2, -1, True),
+    }
+    columns = ["rank", "score", "top", "spread", "first", "overlap", "rank_shift", "flipped"]
+    for name, values in expected.items():
+        for column, value in zip(columns, values, strict=True):
+            wanted = pytest.approx(value, abs=1e-6) if isinstance(value, float) else value
+            assert table.loc[name, column] == wanted, (name, column)
+    assert set(table["conditions"]) == {1}
+    assert set(table["query"]) == {"q"}
+
+
 @pytest.mark.parametrize("how", [dropped, neutralised])
 def test_attribution_is_the_difference_of_two_scores(pool, query, how):
     table = attribution(pool, query, k=4, how=how)
@@ -251,12 +306,19 @@ def test_a_condition_is_heeded_where_it_adds_more_to_what_meets_it(pool, monkeyp
     index = Index(pool.model, products, np.eye(3, dtype=np.float32))
     items = [query, *(edited for _, edited in dropped(query))]
     monkeypatch.setattr(
-        "coral_lab.study.sweeps.encode", lambda _, asked, *__: scores[[items.index(q) for q in asked]]
+        "coral_lab.study.sweeps.encode_all",
+        lambda _, asked, *__: Encoded(scores[[items.index(q) for q in asked]], ()),
     )
     table = heeded(index, [query]).set_index("attribute")
     assert table.loc["color", "gain"] == pytest.approx((0.3 + 0.1) / 2 - -0.2)
     assert table.loc["size", "gain"] == pytest.approx(0, abs=1e-6)
     assert list(table["rank_shift"]) == [1, 0]
+    everywhere = replace(query, conditions=(Condition("color", Product("a", "A"), "red"),))
+    items = [everywhere, everywhere.edited(conditions=())]
+    same_class = Index(pool.model, [*products[:2], replace(products[2], class_name="hat")], index.embeddings)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # no mean of nothing
+        assert heeded(same_class, [everywhere])["gain"].isna().all()  # all of the class are red
 
 
 def test_taking_away_needs_one_edit_a_condition(pool, query):
@@ -269,3 +331,52 @@ def test_nothing_is_left_of_a_query_that_only_had_one_condition(shop):
     assert list(dropped(lone)) == []
     with pytest.raises(ItemError):
         lone.edited(conditions=())
+
+
+@pytest.fixture
+def skipping(pool, query):
+    """The pool with settings that skip, and three queries: whole, one reference of which cannot be read, and
+    one that `swapping` makes unreadable.
+    """
+    broken = Product("broken", "a bag", b"no picture", "bag")
+    damaged = replace(
+        query, id="damaged", conditions=(replace(query.conditions[0], product=broken), *query.conditions[1:])
+    )
+    return replace(pool, settings=replace(pool.settings, on_error="skip")), [query, damaged], broken
+
+
+def test_a_sweep_skips_what_cannot_be_read_and_says_so(skipping, pool):
+    lenient, queries, broken = skipping
+
+    def breaking(query):
+        first, *rest = query.conditions
+        yield "fine", query.edited(text=" in red.")
+        yield "broken", query.edited(conditions=(replace(first, product=broken), *rest))
+
+    table = sweep(lenient, queries, breaking)
+    assert list(zip(table["query"], table["edit"], strict=True)) == [
+        (queries[0].id, "as asked"),
+        (queries[0].id, "fine"),
+    ]
+    # of the second query neither the form asked nor its edits can be compared
+    assert len(table.attrs["skipped"]) == 4
+    assert all("picture cannot be read" in said for said in table.attrs["skipped"])
+    whole = sweep(pool, queries[:1], lambda query: [("fine", query.edited(text=" in red."))])
+    assert table.drop(columns="edited").equals(whole.drop(columns="edited"))
+    with pytest.raises(ItemError, match="picture cannot be read"):
+        sweep(pool, queries, breaking)
+
+
+def test_conditions_of_what_cannot_be_read_are_skipped_and_listed(skipping, pool):
+    lenient, queries, _ = skipping
+    table = heeded(lenient, [queries[1], queries[0]])
+    assert set(table["query"]) == {queries[0].id}
+    assert len(table) == 3
+    assert any("query damaged" in said for said in table.attrs["skipped"])
+    with pytest.raises(ItemError, match="query damaged"):
+        heeded(pool, queries)
+
+
+def test_nothing_is_said_to_be_skipped_where_nothing_was(pool, query):
+    assert sweep(pool, [query]).attrs == heeded(pool, [query]).attrs == {"skipped": []}
+    assert sweep(pool, []).attrs == {"skipped": []}
