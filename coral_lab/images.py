@@ -6,14 +6,17 @@ And as small pictures for HTML.
 import base64
 import hashlib
 import io
+import stat
+import threading
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from coral_lab.errors import ItemError
 
@@ -42,22 +45,51 @@ MAX_ASPECT_RATIO = 200
 """Qwen2.5-VL's image processor refuses longer strips (transformers `smart_resize`)."""
 
 
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+"""What is decoded; Pillow knows dozens more, one of which starts another program."""
+
+LARGEST = 2**28
+"""Bytes of a picture's file."""
+
+LARGE = 2**23
+"""Pixels of a picture that threads open one after another, so that memory has a bound."""
+
+_turn = threading.RLock()
+
+
 def open_image(picture: Picture, item: str) -> Image.Image:
     """The picture as RGB, rotated as its EXIF says, transparency on white as qwen-vl-utils does.
 
     `item` is what an error calls it, e.g. "product 17". Raises ItemError for a missing, truncated, too large,
-    too narrow or unreadable picture and for remote addresses, which are never fetched.
+    too narrow or unreadable picture, for other formats than FORMATS, and for remote addresses, which are
+    never fetched.
     """
-    try:
-        image = _read(picture, item)
-        _check_size(image, item)
-        return _on_white(_upright(image))
-    except ItemError:
-        raise
-    except FileNotFoundError as error:
-        raise ItemError(item, f"picture {error.filename!r} does not exist; check the path") from error
-    except Exception as error:  # on broken bytes Pillow's decoders raise whatever they run into
-        raise ItemError(item, f"picture cannot be read ({error}); replace or leave out this item") from error
+    with opened(picture, item) as image:
+        return image
+
+
+@contextmanager
+def opened(picture: Picture, item: str) -> Iterator[Image.Image]:
+    """As `open_image`; while one thread has a large picture, others that open one wait."""
+    with ExitStack() as held:
+        try:
+            image = _read(picture, item)
+            _check_size(image, item)
+            if image.width * image.height > LARGE:
+                held.enter_context(_turn)
+            image = _on_white(_upright(image))
+        except ItemError:
+            raise
+        except FileNotFoundError as error:
+            raise ItemError(item, f"picture {error.filename!r} does not exist; check the path") from error
+        except UnidentifiedImageError:
+            raise ItemError(
+                item, f"picture cannot be read: it is no {', '.join(FORMATS)}; convert it"
+            ) from None
+        except Exception as error:  # on broken bytes Pillow's decoders raise whatever they run into
+            problem = f"picture cannot be read ({error}); replace or leave out this item"
+            raise ItemError(item, problem) from error
+        yield image
 
 
 def identity(picture: Picture, item: str) -> str:
@@ -75,8 +107,10 @@ def told_identity(picture: Picture) -> str | None:
     if isinstance(picture, bytes):
         return digest([picture])
     if isinstance(picture, str | Path) and not str(picture).startswith("data:"):
+        path = Path(str(picture).removeprefix("file://"))
         try:
-            return digest([Path(str(picture).removeprefix("file://")).read_bytes()])
+            _check_file(path, "")
+            return digest([path.read_bytes()])
         except (OSError, ValueError):
             pass  # opening it says what is wrong
     return None
@@ -105,9 +139,20 @@ def _read(picture: Picture, item: str) -> Image.Image:
         picture = _from_address(picture, item)
     if not isinstance(picture, bytes | Path):
         raise ItemError(item, f"picture is a {type(picture).__name__}; give a path, bytes or a PIL image")
+    if isinstance(picture, Path):
+        _check_file(picture, item)
     with warnings.catch_warnings():  # the size is checked by us, before any pixel is decoded
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        return Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture)
+        return Image.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture, formats=FORMATS)
+
+
+def _check_file(path: Path, item: str) -> None:
+    """Devices and pipes are never opened: some have no end."""
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise ItemError(item, f"picture {str(path)!r} is no file and cannot be read; check the path")
+    if found.st_size > LARGEST:
+        raise ItemError(item, f"picture has {found.st_size:,} bytes, more than {LARGEST:,}; shrink it first")
 
 
 def _from_address(address: str, item: str) -> bytes | Path:
@@ -164,7 +209,8 @@ def _as_bytes(values: np.ndarray) -> Image.Image:
     if not (low >= 0 and high <= 65_535):  # also for NaN
         raise ValueError(f"its values go from {low} to {high}; give 0 to 1, 255 or 65,535")
     top = 1 if values.dtype.kind == "f" and high <= 1 else 255 if high <= 255 else 65_535
-    return Image.fromarray(np.rint(values * (255 / top)).astype(np.uint8))
+    grey = np.multiply(values, 255 / top, dtype=np.float32)
+    return Image.fromarray(np.rint(grey, out=grey).astype(np.uint8))
 
 
 def jpeg(picture: Picture, item: str, size: int) -> bytes:

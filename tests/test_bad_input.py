@@ -17,7 +17,7 @@ from coral_lab.query import Dataset
 from coral_lab.sources.merit_files import read_queries
 from tests.conftest import noise
 
-FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP", "ICO", "PPM")
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "BMP")
 
 
 def encoded(kind: str) -> bytes:

@@ -5,7 +5,6 @@ import threading
 import warnings
 from collections.abc import Hashable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 from jaxtyping import Float32, Int64
@@ -14,7 +13,7 @@ from qwen_vl_utils.vision_process import fetch_image, smart_resize
 from torch import Tensor
 
 from coral_lab.errors import ItemError
-from coral_lab.images import Picture, Sized, jpeg, open_image, pixels_identity, told_identity
+from coral_lab.images import FORMATS, Picture, Sized, jpeg, opened, pixels_identity, told_identity
 
 LIMIT = 2**30
 
@@ -42,7 +41,8 @@ def key(picture: Picture | Sized) -> Hashable:
 def as_on_the_card(picture: Picture | Sized, item: str) -> Image.Image:
     """The picture as qwen-vl-utils hands it to the image processor. Raises ItemError."""
     plain, limits = _parts(picture)
-    return _fetched(open_image(plain, item), limits, item)
+    with opened(plain, item) as image:
+        return _fetched(image, limits, item)
 
 
 def _parts(picture: Picture | Sized) -> tuple[Picture, tuple[tuple[str, int], ...]]:
@@ -81,15 +81,15 @@ class Pixels:
 
     def _looked_up(self, wanted: Mapping[Hashable, tuple[Picture | Sized, str]]) -> dict[Hashable, Pixel]:
         with ThreadPoolExecutor() as pool:
-            looks = dict(zip(wanted, pool.map(_look, wanted.values()), strict=True))
-            missing = {look.content: k for k, look in looks.items() if look.content not in self._kept}
-            images = pool.map(lambda k: self._open(k, *wanted[k], looks[k].image), missing.values())
+            looks = dict(zip(wanted, pool.map(self._look, wanted, wanted.values()), strict=True))
+            missing = {content: k for k, (content, _) in looks.items() if content not in self._kept}
+            images = pool.map(lambda k: looks[k][1] or self._open(k, wanted[k])[1], missing.values())
             fresh = dict(zip(missing, self._process(list(images)), strict=True))
         for content, pixel in fresh.items():
             if self.size < self.limit:
                 self._kept[content] = pixel
                 self.size += pixel[0].numel() * pixel[0].element_size()
-        return {k: fresh.get(look.content) or self._kept[look.content] for k, look in looks.items()}
+        return {k: fresh.get(content) or self._kept[content] for k, (content, _) in looks.items()}
 
     def tokens(self, picture: Picture | Sized) -> int:
         """How many image tokens a picture will be, told from its size, and 0 if it cannot be read: opening it
@@ -114,31 +114,19 @@ class Pixels:
         sizes = output["image_grid_thw"].prod(-1).tolist()
         return list(zip(output["pixel_values"].split(sizes), output["image_grid_thw"], strict=True))
 
-    def _open(
-        self, own: Hashable, picture: Picture | Sized, item: str, image: Image.Image | None
-    ) -> Image.Image:
-        plain, limits = _parts(picture)
-        image = image or open_image(plain, item)
-        if self.thumbnail_size:
-            self.thumbnails[own] = jpeg(image, item, self.thumbnail_size)
-        return _fetched(image, limits, item)
+    def _look(self, own: Hashable, pair: tuple[Picture | Sized, str]) -> tuple[Hashable, Image.Image | None]:
+        """What a picture is, with its limits, and as the image processor gets it if it had to be opened."""
+        plain, limits = _parts(pair[0])
+        told = told_identity(plain)
+        return ((told, limits), None) if told else self._open(own, pair)
 
-
-@dataclass(frozen=True, eq=False)
-class _Look:
-    """What a picture is, with its limits, and the picture itself where it had to be opened to tell."""
-
-    content: Hashable
-    image: Image.Image | None
-
-
-def _look(pair: tuple[Picture | Sized, str]) -> _Look:
-    picture, item = pair
-    plain, limits = _parts(picture)
-    if told := told_identity(plain):
-        return _Look((told, limits), None)
-    image = open_image(plain, item)
-    return _Look((pixels_identity(image), limits), image)
+    def _open(self, own: Hashable, pair: tuple[Picture | Sized, str]) -> tuple[Hashable, Image.Image]:
+        (plain, limits), item = _parts(pair[0]), pair[1]
+        with opened(plain, item) as image:
+            if self.thumbnail_size:
+                self.thumbnails[own] = jpeg(image, item, self.thumbnail_size)
+            told = told_identity(plain) or pixels_identity(image)
+            return (told, limits), _fetched(image, limits, item)
 
 
 def _size_on_the_card(picture: Picture, limits: dict[str, int]) -> tuple[int, int]:
@@ -158,6 +146,6 @@ def _size(picture: Picture) -> tuple[int, int]:
     file = picture if isinstance(picture, bytes) else str(picture).removeprefix("file://")
     with (
         warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning),
-        Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image,
+        Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=FORMATS) as image,
     ):
         return image.size
