@@ -10,7 +10,8 @@ from coral_lab.errors import ItemError
 from coral_lab.images import MAX_PIXELS, Picture, Sized
 from coral_lab.models.loading import Model
 from coral_lab.prompts import Format, parts
-from coral_lab.query import Product, Query, name_of, text_of
+from coral_lab.query import Product, Query, name_of
+from coral_lab.sources.border import brief, text_of
 
 Item = Product | Query | Sequence[dict]
 """What can be encoded: a product, a query, or chat messages as the model card builds them."""
@@ -57,17 +58,18 @@ def prompt(model: Model, item: Item | Any, format: str | Format = "seq", name: s
 def _chat(messages: Sequence[dict] | Any, name: str) -> tuple[list[dict], tuple[Picture | Sized, ...]]:
     """Raw messages with their pictures taken out, as qwen-vl-utils finds them."""
     if not isinstance(messages, list | tuple) or not messages:
-        raise ItemError(name, f"is {messages!r:.80}; give a Product, a Query or a list of chat messages")
+        raise ItemError(name, f"is {brief(messages)}; give a Product, a Query or a list of chat messages")
     chat, pictures = [], []
     for message in messages:
         if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-            raise ItemError(name, f"message {message!r:.80} has no role or content; see the model card")
-        content = message["content"]
+            raise ItemError(name, f"message {brief(message)} has no role or content; see the model card")
+        role, content = text_of(message["role"], name, "role"), message["content"]
+        if other := [key for key in message if key not in ("role", "content") and message[key] is not None]:
+            raise ItemError(name, f"a message has {brief(other[0])}, which is not read; leave it out")
         entries = [{"type": "text", "text": content}] if isinstance(content, str) else content
         if not isinstance(entries, list | tuple) or not all(isinstance(entry, dict) for entry in entries):
-            raise ItemError(
-                name, f"content {content!r:.80} is no text and no list of entries; see the model card"
-            )
+            problem = f"content {brief(content)} is no text and no list of entries; see the model card"
+            raise ItemError(name, problem)
         texts = []
         for entry in entries:
             text, picture = _text_or_picture(
@@ -75,7 +77,7 @@ def _chat(messages: Sequence[dict] | Any, name: str) -> tuple[list[dict], tuple[
             )
             texts.append({"type": "image"} if picture is not None else {"type": "text", "text": text})
             pictures += [picture] if picture is not None else []
-        chat.append({"role": message["role"], "content": texts})
+        chat.append({"role": role, "content": texts})
     return chat, tuple(pictures)
 
 
@@ -91,10 +93,10 @@ def _text_or_picture(entry: dict[str, Any], name: str) -> tuple[str, Picture | S
         raise ItemError(name, "has a video; coral_lab reads text and pictures")
     picture = entry.get("image", entry.get("image_url"))
     known = {"type", "text", "image", "image_url", *(LIMITS if picture is not None else ())}
-    if other := sorted(map(str, entry.keys() - known)):
-        raise ItemError(name, f"an entry has {', '.join(map(repr, other))}, which is not read; leave it out")
+    if other := [key for key in entry if key not in known]:
+        raise ItemError(name, f"an entry has {', '.join(map(brief, other))}, which is not read; leave it out")
     if picture is None and "text" not in entry:
-        raise ItemError(name, f"entry {entry!r:.80} has neither text nor image")
+        raise ItemError(name, f"entry {brief(entry)} has neither text nor image")
     if picture is not None and (limits := _limits(entry, name)):
         picture = Sized(picture, limits)
     return text_of(entry.get("text"), name, "text"), picture
@@ -105,7 +107,7 @@ def _limits(entry: dict[str, Any], name: str) -> tuple[tuple[str, int], ...]:
     limits = {key: entry[key] for key in LIMITS if key in entry}
     for key, own in limits.items():
         if not isinstance(own, int) or isinstance(own, bool) or not 0 < own <= MAX_PIXELS:
-            raise ItemError(name, f"{key} is {own!r:.40}; give a number of pixels from 1 to {MAX_PIXELS:,}")
+            raise ItemError(name, f"{key} is {brief(own)}; give a number of pixels from 1 to {MAX_PIXELS:,}")
     if ("resized_height" in limits) != ("resized_width" in limits):
         raise ItemError(name, "has one of resized_height and resized_width; give both or none")
     if limits.get("resized_height", 1) * limits.get("resized_width", 1) > MAX_PIXELS:

@@ -2,7 +2,6 @@
 error.
 """
 
-import json
 import logging
 import os
 import re
@@ -17,12 +16,13 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
-from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
+from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
 from coral_lab.errors import CheckpointError, HubError
 from coral_lab.models.adapters import base_of, merged
+from coral_lab.models.checkpoint_files import FILES, Checked, brief, checked, few, only_errors, refused
 from coral_lab.models.pixels import Pixels
+from coral_lab.models.processors import has_processor, processor_of
 from coral_lab.results import grey, paragraph
 from coral_lab.sources.hub import download
 from coral_lab.sources.package_files import shipped
@@ -38,9 +38,6 @@ SHIPPED = {
 
 QUICK_FROM, QUICK_BEFORE = (5, 20), (5, 24)
 """Versions of transformers whose private names the quick path is known to fit; others get the plain path."""
-
-ARCHITECTURE = "Qwen2_5_VLForConditionalGeneration"
-FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja"]  # no pickled weights, no code
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,20 +120,21 @@ def load(
     for bfloat16 on a CPU. `revision` is a hub branch, tag or commit; `offline` looks only at what was
     downloaded. `quick` False makes embeddings by transformers' public names alone, as is done by default for
     versions that the quick path is not known to fit. (Seven parameters: each is one choice of
-    `from_pretrained` or of the hub.) Only safetensors are read and no code from a checkpoint is run. Raises
-    CheckpointError, with the way out, for anything that is not a whole Qwen2.5-VL checkpoint.
+    `from_pretrained` or of the hub.) Only safetensors are read and no code from a checkpoint is run; what
+    training left in it is named in one warning. Raises CheckpointError, one line with the way out, for
+    anything that is not a whole Qwen2.5-VL checkpoint.
     """
     device = _device(device)
-    dtype = _checked(dtype)
+    dtype = _dtype(dtype)
     quick = _fits() if quick is None else quick
     folder = checkpoint_folder(str(name), revision, offline)
-    if (folder / "adapter_config.json").is_file():
-        whole = checkpoint_folder(base_of(folder), None, offline)
-        network = merged(_network(whole, dtype, device, attention, quick), folder)
-        processors = folder if (folder / "tokenizer_config.json").is_file() else whole
-    else:
-        network, processors = _network(folder, dtype, device, attention, quick), folder
-    return Model(str(name), network.to(device).eval(), _processor(processors), quick)
+    adapted = (folder / "adapter_config.json").is_file()
+    whole = checkpoint_folder(base_of(folder), None, offline) if adapted else folder
+    found = checked(whole)
+    processor = processor_of(folder if has_processor(folder) else whole, found.config)
+    network = _network(whole, found, dtype, device, attention, quick)
+    network = merged(network, folder) if adapted else network
+    return Model(str(name), network.to(device).eval(), processor, quick)
 
 
 def same_embeddings(a: Model, b: Model) -> bool:
@@ -181,16 +179,15 @@ def _device(name: str | torch.device | None) -> torch.device:
         raise ValueError(f"device is {name!r}; use cuda, cuda:1, mps or cpu") from None
 
 
-def _checked(dtype: torch.dtype | str | None) -> torch.dtype | None:
+def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if found not in (None, torch.float32, torch.bfloat16, torch.float16) or (found is None and dtype):
         raise ValueError(f"dtype is {dtype!r}; use float32, bfloat16 or float16")
     return found
 
 
-def _best_dtype(device: torch.device, config: dict) -> torch.dtype:
-    saved = config.get("dtype", config.get("torch_dtype"))
-    halves = device.type != "cpu" or (saved == "bfloat16" and _computes_bfloat16())
+def _best_dtype(device: torch.device, saved: torch.dtype | None) -> torch.dtype:
+    halves = device.type != "cpu" or (saved == torch.bfloat16 and _computes_bfloat16())
     return torch.bfloat16 if halves else torch.float32
 
 
@@ -206,74 +203,58 @@ def checkpoint_folder(name: str, revision: str | None = None, offline: bool = Fa
     """The local folder of a checkpoint by its shipped name, path or hub id; a hub id is downloaded."""
     if name in SHIPPED:
         return shipped(f"data/{SHIPPED[name]}")
-    if Path(name).is_dir():
+    if os.path.isdir(name):  # unlike Path's, False for what can be no path too
         return Path(name)
+    if os.path.isfile(name):
+        raise refused(name, "is a file", "give the folder of a checkpoint")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith((".", "/", "~")):
-        names = ", ".join(SHIPPED)
-        raise CheckpointError(
-            f"{name!r} is no folder, no hub id (owner/name) and none of {names}; check the spelling"
-        )
+        problem = f"is no folder, no hub id (owner/name) and none of {', '.join(SHIPPED)}"
+        raise refused(repr(name), problem, "check the spelling")
     try:
         return download(name, FILES, revision=revision, offline=offline)
     except HubError as error:
-        raise CheckpointError(str(error)) from error
-
-
-def _read_json(file: Path) -> dict:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"{file} is missing; {file.parent} is no whole checkpoint, copy it again"
-        ) from None
-    except ValueError as error:
-        raise CheckpointError(f"{file} is no JSON ({error}); copy it again") from error
+        raise CheckpointError(brief(error)) from error
 
 
 def _network(
-    folder: Path, dtype: torch.dtype | None, device: torch.device, attention: str | None, quick: bool
+    folder: Path,
+    found: Checked,
+    dtype: torch.dtype | None,
+    device: torch.device,
+    attention: str | None,
+    quick: bool,
 ) -> Any:
     """The model of a folder on the CPU or, where accelerate is here, straight on its device; every weight
     accounted for.
     """
-    _refuse_pointers(folder)
-    config = _read_json(folder / "config.json")
-    architectures = config.get("architectures")
-    if architectures != [ARCHITECTURE]:
-        raise CheckpointError(
-            f"{folder} is a {architectures} checkpoint; coral_lab reads {ARCHITECTURE} only"
-        )
-    if not any(folder.glob("*.safetensors")):
-        raise CheckpointError(
-            f"{folder} has no *.safetensors; convert its weights, pickled ones are not loaded"
-        )
-    dtype = dtype or _best_dtype(device, config)
+    dtype = dtype or _best_dtype(device, found.dtype)
     straight = device.type != "cpu" and find_spec("accelerate") is not None
     attention = attention or _best_attention(device, dtype, quick)
     try:
-        loaded: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-            folder,
-            dtype=dtype,
-            attn_implementation=attention,
-            output_loading_info=True,
-            use_safetensors=True,
-            local_files_only=True,
-            device_map={"": device} if straight else None,
-        )
-    except (OSError, RuntimeError, ValueError, ImportError, SafetensorError) as error:
-        raise CheckpointError(f"{folder} could not be loaded: {error}") from error
+        with only_errors():
+            loaded: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+                folder,
+                config=found.config,
+                dtype=dtype,
+                attn_implementation=attention,
+                output_loading_info=True,
+                use_safetensors=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                device_map={"": device} if straight else None,
+            )
+    except Exception as error:  # by what is here: memory, the device, the attention asked for
+        raise refused(
+            folder, f"could not be loaded: {brief(error)}", "mend that, or download it again"
+        ) from error
     network, report = loaded
     _check_report(report, folder)
+    if found.unused:
+        unused = "; ".join(found.unused)
+        log.warning("%s", brief(f"{folder}: left by training, not used: {unused}"))
     if quick:
         make_quick(network, attention)
     return network
-
-
-def _refuse_pointers(folder: Path) -> None:
-    """A clone without git-lfs has small text files in place of large ones."""
-    for file in sorted([*folder.glob("*.json"), *folder.glob("*.safetensors")]):
-        if file.stat().st_size < 1024 and file.read_bytes().startswith(b"version https://git-lfs"):
-            raise CheckpointError(f"{file} is a git-lfs pointer, not the file; run `git lfs pull` there")
 
 
 def _best_attention(device: torch.device, dtype: torch.dtype, quick: bool) -> str:
@@ -297,25 +278,9 @@ def make_quick(network: Qwen2_5_VLForConditionalGeneration, attention: str = "sd
 
 
 def _check_report(report: dict, folder: Path) -> None:
-    """A checkpoint with holes loads in silence, with random weights in them: refuse it."""
-    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+    """A checkpoint with holes loads in silence, with random weights in them; none should get here."""
+    for kind in ("missing_keys", "mismatched_keys"):
         keys = sorted(map(str, report.get(kind) or ()))
         if keys:
-            few = ", ".join(keys[:3]) + (" …" if len(keys) > 3 else "")
-            problem = f"{len(keys)} {kind.replace('_', ' ')} ({few})"
-            raise CheckpointError(
-                f"{folder} has {problem}; it is incomplete or another model, download it again"
-            )
-
-
-def _processor(folder: Path) -> Qwen2_5_VLProcessor:
-    try:
-        processor = AutoProcessor.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{folder} has no working processor: {error}") from error
-    if not isinstance(processor, Qwen2_5_VLProcessor) or not processor.chat_template:
-        raise CheckpointError(
-            f"{folder} has a {type(processor).__name__}, not a Qwen2.5-VL one with a chat template"
-        )
-    processor.tokenizer.padding_side = "left"
-    return processor
+            problem = f"has {len(keys)} {kind.replace('_', ' ')} ({few(keys)})"
+            raise refused(folder, problem, "it is incomplete or another model, download it again")

@@ -6,6 +6,7 @@ pictures' content.
 """
 
 import json
+from typing import Any
 
 import torch
 
@@ -19,15 +20,21 @@ def space(model: Model) -> dict[str, str | int | dict]:
     """How this model makes embeddings. Weights are looked at anew each time, for they may have learnt
     since.
     """
-    tokenizer = getattr(model.processor.tokenizer, "backend_tokenizer", None)
     return {
         "model": model.name,
         "weights": weights(model.network),
         "dtype": str(model.dtype).removeprefix("torch."),
         "dim": model.dim,
-        "tokenizer": digest([tokenizer.to_str() if tokenizer else repr(model.processor.tokenizer)]),
+        "tokenizer": digest([_tokenizer(model.processor.tokenizer)]),
         "image_processor": json.loads(model.processor.image_processor.to_json_string()),
     }
+
+
+def _tokenizer(tokenizer: Any) -> str:
+    """All of it but how it padded and truncated when it was last used, which comes first."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    text = backend.to_str() if backend else repr(tokenizer)
+    return text.partition('"added_tokens"')[2] or text
 
 
 def name(space: dict) -> str:

@@ -160,11 +160,11 @@ def _umap() -> Any:
     except RuntimeError as error:
         if "cannot cache function" not in str(error):
             raise
-    import numba
+    import numba.core.config as settings
 
     place = TemporaryDirectory(prefix="numba-")
     atexit.register(place.cleanup)
-    numba.config.CACHE_DIR = place.name
+    setattr(settings, "CACHE_DIR", place.name)  # noqa: B010, its names are not declared
     for name in [name for name in sys.modules if name.partition(".")[0] in ("umap", "pynndescent")]:
         del sys.modules[name]  # half imported
     return import_module("umap")

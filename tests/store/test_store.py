@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from copy import deepcopy
 from dataclasses import replace
 
 import lancedb
@@ -420,3 +421,12 @@ def test_two_processes_on_one_store(random_folder, folder, workers):
     for process in both:
         assert finish(process)
     check(both[0], random_folder, folder / "one", 200)
+
+
+def test_how_a_tokenizer_was_last_used_makes_no_other_space(random_model):
+    model = replace(random_model, processor=deepcopy(random_model.processor))
+    before = fingerprints.space(model)
+    model.processor(text=["a", "a longer one"], padding=True, truncation=True, max_length=5)
+    assert fingerprints.space(model) == before
+    model.processor.tokenizer.add_tokens(["<new>"])
+    assert fingerprints.space(model)["tokenizer"] != before["tokenizer"]

@@ -1,0 +1,292 @@
+"""A checkpoint's files, looked through once, where they enter: its config and the headers of its weights say
+whether it is a whole Qwen2.5-VL checkpoint before a weight is read or memory is taken.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import (
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLTextConfig,
+    Qwen2_5_VLVisionConfig,
+)
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming, rename_source_key
+from transformers.utils import logging as transformers_logging
+
+from coral_lab.errors import LONGEST, CheckpointError, one_line
+
+ARCHITECTURE = "Qwen2_5_VLForConditionalGeneration"
+FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja"]  # no pickled weights, no code
+Shape = tuple[int, ...]
+FLOATS = {"F64", "F32", "F16", "BF16"}
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a whole checkpoint says of itself: its config for transformers, the dtype it was saved in, and
+    what in it has no use here.
+    """
+
+    config: Qwen2_5_VLConfig
+    dtype: torch.dtype | None
+    unused: tuple[str, ...]
+
+
+def refused(place: str | Path, problem: object, way: str) -> CheckpointError:
+    """The error for a folder or file: where, what and the way out, on one line of at most 300 characters."""
+    where = brief(place, 10_000)
+    where = where if len(where) <= 90 else f"…{where[-89:]}"
+    return CheckpointError(f"{where} {brief(problem, LONGEST - len(where) - len(way) - 3)}; {way}")
+
+
+def brief(text: object, most: int = LONGEST) -> str:
+    """A text or an error on one line of at most so many characters."""
+    # of a KeyError the text is the name only
+    return one_line(repr(text) if isinstance(text, LookupError) or not str(text) else str(text), most)
+
+
+def few(names: Iterable[object], most: int = 3) -> str:
+    """The first of some names."""
+    listed = [brief(name, 70) for name in names]
+    return ", ".join(listed[:most]) + (" …" if len(listed) > most else "")
+
+
+@contextmanager
+def only_errors() -> Iterator[None]:
+    """Keep transformers from notes on older settings and tables of what is not used: we say it in a line."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The object in a file. Raises CheckpointError for anything else."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise refused(file, "is missing", "the folder is no whole checkpoint, copy it again") from None
+    except OSError as error:
+        raise refused(file, f"cannot be read ({error.strerror})", "see to its permissions") from error
+    except (ValueError, RecursionError) as error:
+        raise refused(file, f"is no JSON ({error})", "copy it again") from error
+    if not isinstance(found, dict):
+        raise refused(
+            file, f"is a {type(found).__name__}, not an object of names and values", "copy it again"
+        )
+    return found
+
+
+def refuse_pointers(folder: Path) -> None:
+    """A clone without git-lfs has small text files in place of large ones."""
+    for file in sorted(file for pattern in FILES for file in folder.glob(pattern)):
+        try:
+            small = file.is_file() and file.stat().st_size < 1024
+            pointer = small and file.read_bytes().startswith(b"version https://git-lfs")
+        except OSError as error:
+            raise refused(file, f"cannot be read ({error.strerror})", "see to its permissions") from error
+        if pointer:
+            raise refused(file, "is a git-lfs pointer, not the file", "run `git lfs pull` there")
+
+
+def checked(folder: Path) -> Checked:
+    """Look a folder through before its weights are read. Raises CheckpointError unless it is a whole
+    checkpoint.
+
+    What training left in it (decoders' settings and weights) is no fault: it is named, and not read. A
+    weight of the network that is missing, of another shape, in two places or without a place is one.
+    """
+    refuse_pointers(folder)
+    raw = read_json(folder / "config.json")
+    architectures = raw.get("architectures")
+    if architectures != [ARCHITECTURE]:
+        found = f"is a {architectures} checkpoint"
+        raise refused(folder, brief(found, 120), f"coral_lab reads {ARCHITECTURE} only")
+    if raw.get("quantization_config"):
+        raise refused(folder, "is quantised (quantization_config)", "use the checkpoint it was made from")
+    generation = folder / "generation_config.json"  # transformers reads it last of all
+    if generation.exists():
+        read_json(generation)
+    shapes = weight_shapes(folder)
+    _refuse_more_layers(folder / "config.json", raw, len(shapes))
+    settings = _take_leftovers(raw)
+    try:
+        with only_errors(), torch.device("meta"):
+            config = Qwen2_5_VLConfig.from_dict(raw)
+            network = Qwen2_5_VLForConditionalGeneration(config)
+        _check_what_no_shape_says(config.text_config, config.vision_config)
+        dtype = config.dtype
+        if dtype is not None and not isinstance(dtype, torch.dtype):
+            raise ValueError(f"dtype is {dtype!r}, wanted float32, bfloat16 or float16")
+    except Exception as error:  # transformers checks some fields by types of its own, others by failing
+        raise refused(
+            folder / "config.json", f"does not fit Qwen2.5-VL: {brief(error)}", "copy it again"
+        ) from error
+    config.name_or_path = str(folder)
+    spare = _spare_weights(folder, network, shapes)
+    counted = {"settings of config.json": settings, "weights": spare}
+    unused = (f"{len(names)} {what} ({few(names)})" for what, names in counted.items() if names)
+    return Checked(config, dtype, tuple(unused))
+
+
+def weight_shapes(folder: Path) -> dict[str, Shape]:
+    """The shape of every weight, from the headers of the files that transformers reads. Raises
+    CheckpointError.
+    """
+    found: dict[str, Shape] = {}
+    for file in _weight_files(folder):
+        for name, shape in header(file).items():
+            if name in found:
+                raise refused(file, f"holds {brief(name, 80)}, which another shard has too", "copy it again")
+            found[name] = shape
+    return found
+
+
+def header(file: Path) -> dict[str, Shape]:
+    """The shape of every weight in a file. Raises CheckpointError for weights that are no floats."""
+    try:
+        with safe_open(file, "pt") as opened:
+            parts = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118, it is no dict
+            kinds = {name: part.get_dtype() for name, part in parts.items()}
+            shapes = {name: tuple(part.get_shape()) for name, part in parts.items()}
+    except (OSError, SafetensorError) as error:
+        raise refused(file, f"could not be loaded: {error}", "download it again") from error
+    whole = [f"{name} as {kind}" for name, kind in kinds.items() if kind not in FLOATS]
+    if whole:
+        raise refused(file, f"holds {few(whole)}", "use a checkpoint of float32, float16 or bfloat16 weights")
+    return shapes
+
+
+def names_here(network: Any, saved: Iterable[str]) -> dict[str, str]:
+    """What the network calls each saved weight: transformers' own renaming of what older versions saved."""
+    renamings = [
+        found for found in get_model_conversion_mapping(network) if isinstance(found, WeightRenaming)
+    ]
+    known, prefix = network.state_dict(), network.base_model_prefix
+    return {name: rename_source_key(name, renamings, [], prefix, known)[0] for name in saved}
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """`model.safetensors`, else the shards that the index names."""
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if whole.is_file():
+        return [whole]
+    if not any(folder.glob("*.safetensors")):
+        raise refused(folder, "has no *.safetensors", "convert its weights, pickled ones are not loaded")
+    shards = read_json(index).get("weight_map")
+    names = set(shards.values()) if isinstance(shards, dict) and _all_text(shards.values()) else set()
+    if not names or any(Path(name).name != name or not name.endswith(".safetensors") for name in names):
+        raise refused(index, "does not say which *.safetensors beside it holds what", "download it again")
+    gone = sorted(name for name in names if not (folder / name).is_file())
+    if gone:
+        raise refused(folder, f"lacks {len(gone)} of {len(names)} shards ({few(gone)})", "download it again")
+    return [folder / name for name in sorted(names)]
+
+
+def _all_text(values: Iterable[object]) -> bool:
+    return all(isinstance(value, str) for value in values)
+
+
+def _parts(raw: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A config, and its configs for text and vision."""
+    inner = [raw.get(name) for name in ("text_config", "vision_config")]
+    return [part for part in (raw, *inner) if isinstance(part, dict)]
+
+
+def _refuse_more_layers(file: Path, raw: Mapping[str, Any], weights: int) -> None:
+    """A layer has several weights: a config of more layers than that would be built for hours."""
+    for name in ("num_hidden_layers", "depth"):
+        for layers in (part.get(name) for part in _parts(raw)):
+            if isinstance(layers, int) and layers > weights:
+                says = f"says {name} {brief(layers, 30)}, and there are {weights} weights in all"
+                raise refused(file, says, "download it again")
+
+
+def _check_what_no_shape_says(text: Any, vision: Any) -> None:
+    """How a head's places are divided among time, height and width, and how wide a window is."""
+    half = text.hidden_size // text.num_attention_heads // 2
+    section = text.rope_parameters.get("mrope_section", [16, 24, 24])  # transformers' default
+    if not isinstance(section, list) or not all(isinstance(n, int) for n in section) or sum(section) != half:
+        raise ValueError(f"mrope_section is {section!r}, wanted three numbers with the sum {half}")
+    token = vision.patch_size * vision.spatial_merge_size
+    if not token <= vision.window_size <= 64 * token:
+        raise ValueError(f"window_size is {vision.window_size}, wanted a few times {token}")
+
+
+def _take_leftovers(raw: dict[str, Any]) -> list[str]:
+    """Take out of a config what transformers' has no field for and might take for a part of the model."""
+    kinds = (Qwen2_5_VLConfig, Qwen2_5_VLTextConfig, Qwen2_5_VLVisionConfig)
+    known = {field.name for kind in kinds for field in fields(kind)} | {"rope_scaling"}
+    for part in _parts(raw):  # code is never run, and attention is chosen when loading
+        for name in ("auto_map", "attn_implementation", "_attn_implementation"):
+            part.pop(name, None)
+    taken = []
+    for part in _parts(raw):
+        for name in [name for name in part if name not in known]:
+            named = name in ("decoder", "encoder", "generator", "text_encoder") and part[name] is not None
+            if named or isinstance(part[name], dict | list):
+                taken += [name] if part.pop(name) else []
+    return taken
+
+
+def _spare_weights(folder: Path, network: Any, shapes: Mapping[str, Shape]) -> list[str]:
+    """The weights that the network has no place for. Raises CheckpointError if any of its own is not there
+    as it is wanted.
+    """
+    wanted = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    here = names_here(network, shapes)
+    saved = {name: old for old, name in here.items()}
+    if len(saved) < len(here):
+        twice = sorted(name for name in saved if list(here.values()).count(name) > 1)
+        problem = f"has {len(twice)} weights under two names each ({few(twice)})"
+        raise refused(folder, problem, "keep those that were trained last")
+    missing = wanted.keys() - saved.keys()
+    head, first = "lm_head.weight", "model.language_model.embed_tokens.weight"
+    if network.config.tie_word_embeddings:  # either is both
+        missing -= {head, first} if head in saved else {head}
+    spare = sorted(saved[name] for name in saved.keys() - wanted.keys())
+    own = [name for name in spare if _belongs(here[name], wanted)]
+    other = [old for old, name in here.items() if shapes[old] != wanted.get(name, shapes[old])]
+    sizes = [f"{old} {_size(shapes[old])}, not {_size(wanted[here[old]])}" for old in sorted(other)]
+    named = {"missing keys": sorted(missing), "mismatched keys": sizes}
+    named["unexpected keys"] = spare if missing else own
+    found = {kind: names for kind, names in named.items() if names}
+    most = 3 if len(found) == 1 else 1
+    problems = [f"{len(names)} {kind} ({few(names, most)})" for kind, names in found.items()]
+    if problems:
+        wrapper = _wrapper(network, spare, missing)
+        way = "it is incomplete or another model, download it again"
+        way = f"names begin with {wrapper!r}, save the model inside" if wrapper else way
+        raise refused(folder, f"has {' and '.join(problems)}", way)
+    return spare
+
+
+def _size(shape: Shape) -> str:
+    return "×".join(map(str, shape)) or "one number"
+
+
+def _belongs(name: str, wanted: Iterable[str]) -> bool:
+    """Whether a weight lies within the network's own parts: one more of its layers, an adapter, a bias."""
+    part = ".".join(name.split(".")[: 1 if name.startswith("lm_head") else 3]) + "."
+    own = any(known.startswith(part) for known in wanted) and not name.endswith("inv_freq")
+    return own or ".lora_" in name
+
+
+def _wrapper(network: Any, spare: Iterable[str], missing: Iterable[str]) -> str | None:
+    """What names begin with that would fit without it, such as `module.`."""
+    split = {name: name.split(".") for name in spare}
+    rests = {".".join(parts[count:]): name for name, parts in split.items() for count in (1, 2, 3)}
+    lacking = set(missing)
+    here = names_here(network, rests)
+    fitting = [name.removesuffix(rest) for rest, name in rests.items() if here[rest] in lacking]
+    return brief(min(fitting, key=len), 40) if fitting else None
