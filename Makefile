@@ -1,15 +1,17 @@
-# lab · demo · test · lint · docs · notebooks · wheel · mini · bench   (PYTHON, PORT, IP, WORKERS and PIP_ARGS can be set)
+# lab · demo · test · lint · fuzz · docs · notebooks · wheel · mini · bench · mutants   (PYTHON, PORT, IP, WORKERS, PIP_ARGS, SEED and
+# COUNT can be set)
 PYTHON ?= python3
 PORT ?= 8888
 IP ?= $(if $(wildcard /.dockerenv),0.0.0.0,127.0.0.1)
 WORKERS ?= 2
+SEED ?= 0
 RUN := .venv/bin/python -m
 export JUPYTER_PLATFORM_DIRS := 1
 export TOKENIZERS_PARALLELISM := false
 export NO_MKDOCS_2_WARNING := 1
 export CORAL_LAB_STORE ?= $(CURDIR)/build/store
 
-.PHONY: lab demo test lint docs notebooks wheel mini bench
+.PHONY: lab demo test lint fuzz docs notebooks wheel mini bench mutants
 
 # Prints its URL with the token. Over ssh and in a container there is no browser to open.
 lab: .venv/ready
@@ -26,6 +28,11 @@ test: .venv/ready
 lint: .venv/ready
 	$(RUN) ruff check . && $(RUN) ruff format --check . && $(RUN) mypy
 
+# COUNT odd inputs of every kind, each read or refused in one line; says what became of them.
+fuzz: COUNT ?= 20000
+fuzz: .venv/ready
+	OMP_NUM_THREADS=1 $(RUN) tests.fuzz $(COUNT)
+
 # The documentation as pages under build/site, with the notebooks as they were executed; needs no network.
 docs: .venv/ready
 	$(RUN) mkdocs build --strict --quiet --config-file docs/mkdocs.yml
@@ -37,7 +44,8 @@ notebooks: .venv/ready
 	TQDM_DISABLE=1 HF_HUB_DISABLE_PROGRESS_BARS=1 PLOTLY_RENDERER=plotly_mimetype+png $(RUN) nbconvert --to notebook --execute --inplace \
 	  --ExecutePreprocessor.store_widget_state=False notebooks/[0-9]*.ipynb
 	.venv/bin/python notebooks/shrink.py notebooks/[0-9]*.ipynb
-	$(RUN) nbconvert --to html --output-dir build/notebooks notebooks/[0-9]*.ipynb
+	$(RUN) nbconvert --to html --TemplateExporter.extra_template_basedirs=notebooks --template offline \
+	  --output-dir build/notebooks notebooks/[0-9]*.ipynb
 
 # Builds the wheel into build/dist, and tries it in an environment of its own, with the base dependencies alone and away
 # from this checkout. That environment takes as much room as .venv and goes again.
@@ -53,6 +61,12 @@ wheel:
 bench: .venv/ready
 	set -e; for name in encode sweeps search "search mapped" projection training objective "objective memory" store widget \
 	  startup beside; do echo "== $$name"; .venv/bin/python benchmarks/$${name%% *}.py $${name#$${name%% *}}; done
+
+# Small changes to single expressions, a sample of COUNT drawn by SEED, that the tests of their own file should notice; about
+# an hour, goes on where it was stopped. Not part of CI.
+mutants: COUNT ?= 300
+mutants: .venv/ready
+	OMP_NUM_THREADS=1 .venv/bin/python tests/mutants.py $(SEED) $(COUNT)
 
 # Trains coral-mini again, from scratch, every stage in turn; goes on where it was stopped.
 mini: .venv/ready

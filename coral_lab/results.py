@@ -4,8 +4,10 @@ made of.
 All text is escaped.
 """
 
+from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from html import escape
 from typing import overload
 
@@ -52,13 +54,22 @@ def tick(label: str, met: bool | None) -> str:
     return f'<span style="color:{colour};white-space:nowrap">{sign} {escape(label)}</span>'
 
 
-def page(title: str, body: str) -> str:
-    """A whole page that needs no network."""
+def page(title: str, body: str, scripts: Sequence[str] = ()) -> str:
+    """A whole page that needs no network and gets none: by its content policy nothing is loaded, and only
+    these scripts run, told by their hashes.
+    """
+    hashes = " ".join(
+        f"'sha256-{b64encode(sha256(script.encode()).digest()).decode()}'" for script in scripts
+    )
+    allowed = f"{f'script-src {hashes}; ' * bool(scripts)}style-src 'unsafe-inline'; img-src data:"
+    policy = f"default-src 'none'; {allowed}; base-uri 'none'; form-action 'none'"
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="viewport" content="width=device-width">'
         f'<body style="{FRAME};margin:24px auto;max-width:1080px;padding:0 16px">'
-        f"<h1>{escape(title)}</h1>{body}</body></html>"
+        f"<h1>{escape(title)}</h1>{body}"
+        f"{''.join(f'<script>{script}</script>' for script in scripts)}</body></html>"
     )
 
 

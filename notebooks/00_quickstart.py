@@ -14,10 +14,10 @@
 # %% [markdown]
 # # Quickstart: one question, a ranked gallery
 #
-# [![Open in
-# Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/coral-lab/coral_lab/blob/main/notebooks/00_quickstart.ipynb)
-# [![Open in
-# Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src=https://github.com/coral-lab/coral_lab/blob/main/notebooks/00_quickstart.ipynb)
+# [Open in
+# Colab](https://colab.research.google.com/github/coral-lab/coral_lab/blob/main/notebooks/00_quickstart.ipynb)
+# [Open in
+# Kaggle](https://kaggle.com/kernels/welcome?src=https://github.com/coral-lab/coral_lab/blob/main/notebooks/00_quickstart.ipynb)
 #
 # **Question.** A shopper points at two pictures: *"a backpack with the brand of this one and the colour of
 # that one"*. Can one embedding of that whole sentence, pictures included, find the right product among

@@ -14,10 +14,10 @@
 # %% [markdown]
 # # A tour of the data: what is asked, and where can the answer be seen?
 #
-# [![Open in
-# Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/coral-lab/coral_lab/blob/main/notebooks/01_merit_tour.ipynb)
-# [![Open in
-# Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src=https://github.com/coral-lab/coral_lab/blob/main/notebooks/01_merit_tour.ipynb)
+# [Open in
+# Colab](https://colab.research.google.com/github/coral-lab/coral_lab/blob/main/notebooks/01_merit_tour.ipynb)
+# [Open in
+# Kaggle](https://kaggle.com/kernels/welcome?src=https://github.com/coral-lab/coral_lab/blob/main/notebooks/01_merit_tour.ipynb)
 #
 # **Question.** MERIT asks for products by *several* conditions, each shown by another product
 # ([arXiv 2506.03144](https://arxiv.org/abs/2506.03144)). Before any model: what is in such data, and what

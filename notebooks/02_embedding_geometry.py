@@ -14,10 +14,10 @@
 # %% [markdown]
 # # Embedding geometry: what does the space look like, and what does a map of it hide?
 #
-# [![Open in
-# Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/coral-lab/coral_lab/blob/main/notebooks/02_embedding_geometry.ipynb)
-# [![Open in
-# Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src=https://github.com/coral-lab/coral_lab/blob/main/notebooks/02_embedding_geometry.ipynb)
+# [Open in
+# Colab](https://colab.research.google.com/github/coral-lab/coral_lab/blob/main/notebooks/02_embedding_geometry.ipynb)
+# [Open in
+# Kaggle](https://kaggle.com/kernels/welcome?src=https://github.com/coral-lab/coral_lab/blob/main/notebooks/02_embedding_geometry.ipynb)
 #
 # **Question.** Retrieval training moves every product. Does the space become rounder, do pictures and
 # titles come together, do a few products end up near everything? And can you trust the pretty map?

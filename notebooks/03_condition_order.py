@@ -14,10 +14,10 @@
 # %% [markdown]
 # # Condition order: does it matter which wish comes first?
 #
-# [![Open in
-# Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/coral-lab/coral_lab/blob/main/notebooks/03_condition_order.ipynb)
-# [![Open in
-# Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src=https://github.com/coral-lab/coral_lab/blob/main/notebooks/03_condition_order.ipynb)
+# [Open in
+# Colab](https://colab.research.google.com/github/coral-lab/coral_lab/blob/main/notebooks/03_condition_order.ipynb)
+# [Open in
+# Kaggle](https://kaggle.com/kernels/welcome?src=https://github.com/coral-lab/coral_lab/blob/main/notebooks/03_condition_order.ipynb)
 #
 # **Question.** *"The brand of A and the colour of B"* and *"the colour of B and the brand of A"* ask for
 # the same. Does a model answer the same? If not, does the first wish weigh more, or the last? And is there

@@ -14,10 +14,10 @@
 # %% [markdown]
 # # Languages: ask in Thai, find in Vietnamese?
 #
-# [![Open in
-# Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/coral-lab/coral_lab/blob/main/notebooks/04_languages.ipynb)
-# [![Open in
-# Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src=https://github.com/coral-lab/coral_lab/blob/main/notebooks/04_languages.ipynb)
+# [Open in
+# Colab](https://colab.research.google.com/github/coral-lab/coral_lab/blob/main/notebooks/04_languages.ipynb)
+# [Open in
+# Kaggle](https://kaggle.com/kernels/welcome?src=https://github.com/coral-lab/coral_lab/blob/main/notebooks/04_languages.ipynb)
 #
 # **Question.** MERIT's shops write in five languages ([arXiv
 # 2506.03144](https://arxiv.org/abs/2506.03144)). If the same products were titled in another, would the

@@ -14,10 +14,10 @@
 # %% [markdown]
 # # Retrieval neighbourhoods: a bench to try queries on, and a map to look around
 #
-# [![Open in
-# Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/coral-lab/coral_lab/blob/main/notebooks/05_retrieval_neighbourhoods.ipynb)
-# [![Open in
-# Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src=https://github.com/coral-lab/coral_lab/blob/main/notebooks/05_retrieval_neighbourhoods.ipynb)
+# [Open in
+# Colab](https://colab.research.google.com/github/coral-lab/coral_lab/blob/main/notebooks/05_retrieval_neighbourhoods.ipynb)
+# [Open in
+# Kaggle](https://kaggle.com/kernels/welcome?src=https://github.com/coral-lab/coral_lab/blob/main/notebooks/05_retrieval_neighbourhoods.ipynb)
 #
 # **Question.** Why is *this* product first? Change the query, and watch the ranking follow; look at a
 # product's neighbours, and see which of them a picture of the space hides.

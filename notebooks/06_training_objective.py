@@ -14,10 +14,10 @@
 # %% [markdown]
 # # The training objective: what Coral adds to contrastive learning
 #
-# [![Open in
-# Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/coral-lab/coral_lab/blob/main/notebooks/06_training_objective.ipynb)
-# [![Open in
-# Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src=https://github.com/coral-lab/coral_lab/blob/main/notebooks/06_training_objective.ipynb)
+# [Open in
+# Colab](https://colab.research.google.com/github/coral-lab/coral_lab/blob/main/notebooks/06_training_objective.ipynb)
+# [Open in
+# Kaggle](https://kaggle.com/kernels/welcome?src=https://github.com/coral-lab/coral_lab/blob/main/notebooks/06_training_objective.ipynb)
 #
 # **Question.** CORAL was trained with three losses: queries are pulled to their products (*contrastive*), and
 # the product is rebuilt from one vector, its picture (*vision reconstruction*) and its words (*masked
@@ -72,7 +72,7 @@ from coral_lab.widgets.parts import LivePlot
 # %% [markdown]
 # ## 1. Contrastive: the right answer must stand out
 #
-# $L_{cl} = -\frac1N\sum_i \log\frac{\exp(q_i \cdot k_i^+ / \tau)}{\sum_j \exp(q_i \cdot k_j / \tau)}$
+# *L*_cl = −(1/N) Σᵢ log ( exp(qᵢ · kᵢ⁺ / τ) / Σⱼ exp(qᵢ · kⱼ / τ) )
 #
 # **Prediction.** Three queries, three candidates. If all embeddings are zero the model knows nothing, and
 # each of three candidates is as likely as another. What is the loss?
@@ -83,7 +83,7 @@ print(f"loss {nothing:.4f}, log 3 = {math.log(3):.4f}")
 
 # %% [markdown]
 # Now one query at 0°, its answer at 20°, and a wrong candidate at 40°. By hand, with τ = 0.1:
-# $-\log\frac{e^{\cos 20° / 0.1}}{e^{\cos 20° / 0.1} + e^{\cos 40° / 0.1}}$.
+# −log ( exp(cos 20° / 0.1) / (exp(cos 20° / 0.1) + exp(cos 40° / 0.1)) ).
 
 
 # %%

@@ -14,10 +14,10 @@
 # %% [markdown]
 # # The paper's findings, beside what we measure
 #
-# [![Open in
-# Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/coral-lab/coral_lab/blob/main/notebooks/07_paper_findings.ipynb)
-# [![Open in
-# Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src=https://github.com/coral-lab/coral_lab/blob/main/notebooks/07_paper_findings.ipynb)
+# [Open in
+# Colab](https://colab.research.google.com/github/coral-lab/coral_lab/blob/main/notebooks/07_paper_findings.ipynb)
+# [Open in
+# Kaggle](https://kaggle.com/kernels/welcome?src=https://github.com/coral-lab/coral_lab/blob/main/notebooks/07_paper_findings.ipynb)
 #
 # **Question.** The paper ([arXiv 2506.03144](https://arxiv.org/abs/2506.03144)) says that Coral beats
 # contrastive training by half, that interleaved pictures beat pasted ones, that captions are no substitute.

@@ -14,10 +14,10 @@
 # %% [markdown]
 # # New query formats: five lines, and an honest comparison
 #
-# [![Open in
-# Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/coral-lab/coral_lab/blob/main/notebooks/08_new_query_formats.ipynb)
-# [![Open in
-# Kaggle](https://kaggle.com/static/images/open-in-kaggle.svg)](https://kaggle.com/kernels/welcome?src=https://github.com/coral-lab/coral_lab/blob/main/notebooks/08_new_query_formats.ipynb)
+# [Open in
+# Colab](https://colab.research.google.com/github/coral-lab/coral_lab/blob/main/notebooks/08_new_query_formats.ipynb)
+# [Open in
+# Kaggle](https://kaggle.com/kernels/welcome?src=https://github.com/coral-lab/coral_lab/blob/main/notebooks/08_new_query_formats.ipynb)
 #
 # **Question.** The model card words a query in one way. Would another way be understood as well, before any
 # training on it? Could one say *not like this picture*, or *this matters more*?

@@ -5,6 +5,8 @@ from html import escape
 from pathlib import Path
 
 import pandas as pd
+import plotly.graph_objects as go
+from plotly.offline import get_plotlyjs
 
 from coral_lab.errors import ItemError
 from coral_lab.evaluation import Result
@@ -49,26 +51,29 @@ def report(
     }
     body = "".join(f"<h2>{escape(title)}</h2>{content}" for title, content in sections.items())
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(page(f"{index.model.name} on {shop.name}", _plotly() + body), encoding="utf-8")
+    out.write_text(
+        page(f"{index.model.name} on {shop.name}", TABLE_STYLE + body, (get_plotlyjs(), DRAW)),
+        encoding="utf-8",
+    )
     return result
 
 
-def _plotly() -> str:
-    """plotly's own script, once for all figures."""
-    from plotly.offline import get_plotlyjs
-
-    return f"<style>{TABLE_STYLE}</style><script>{get_plotlyjs()}</script>"
-
-
 TABLE_STYLE = (
-    "table{border-collapse:collapse;margin:8px 0}td,th{padding:3px 12px 3px "
-    "0;text-align:left;vertical-align:top;"
-    "border-bottom:1px solid #8884}h2{margin-top:36px}"
+    "<style>table{border-collapse:collapse;margin:8px 0}td,th{padding:3px 12px 3px 0;text-align:left;"
+    "vertical-align:top;border-bottom:1px solid #8884}h2{margin-top:36px}</style>"
 )
 
+DRAW = """
+for (const place of document.querySelectorAll("div[data-figure]")) {
+  const figure = JSON.parse(place.dataset.figure);
+  Plotly.newPlot(place, figure.data, figure.layout, {displaylogo: false, responsive: true});
+}
+"""
+"""Draws every figure where it stands."""
 
-def _figure(figure) -> str:
-    return figure.to_html(full_html=False, include_plotlyjs=False)
+
+def _figure(figure: go.Figure) -> str:
+    return f'<div data-figure="{escape(figure.to_json(), quote=True)}"></div>'
 
 
 def _table(frame: pd.DataFrame, index: bool = True) -> str:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from html import escape
 from os import PathLike
 from typing import Any
 
@@ -32,6 +33,12 @@ TEMPLATE = go.layout.Template(
 """As plotly's simple_white, in few words: a notebook keeps a template with every figure, and plotly's take 20
 kB each.
 """
+
+
+def plain(text: object) -> str:
+    """A text as plotly shows it: plotly reads tags, with links, and between dollar signs formulas."""
+    return escape(str(text), quote=False).replace("$", "&#36;")
+
 
 NO_LOSS = {"step", "seconds", "gradient_norm", "learning_rate"}
 
@@ -64,7 +71,7 @@ def curves(
                 figure.add_scatter(
                     x=values["step"],
                     y=y,
-                    name=label,
+                    name=plain(label),
                     mode=mode,
                     line={"color": colour, "dash": dash},
                     row=1,
@@ -112,7 +119,7 @@ def scatter(
     ]:
         if count != len(labels):
             raise ValueError(f"{len(labels)} labels for {count} {name or 'points'}; give one for each")
-    figure = make_subplots(1, len(panels), subplot_titles=list(panels), horizontal_spacing=0.03)
+    figure = make_subplots(1, len(panels), subplot_titles=list(map(plain, panels)), horizontal_spacing=0.03)
     values = np.asarray([str(label) for label in labels], object)
     for number, label in enumerate(order or pd.Series(values).value_counts().index):
         own = np.flatnonzero(values == str(label))
@@ -128,11 +135,11 @@ def scatter(
                 x=points[own, 0],
                 y=points[own, 1],
                 mode="markers",
-                name=str(label),
+                name=plain(label),
                 legendgroup=str(label),
                 showlegend=column == 1,
                 marker=marker,
-                text=[texts[int(i)] for i in own] if len(texts) else None,
+                text=[plain(texts[int(i)]) for i in own] if len(texts) else None,
                 hoverinfo="text+name" if len(texts) else "name",
                 row=1,
                 col=column,
@@ -140,7 +147,7 @@ def scatter(
     figure.update_layout(
         template=TEMPLATE,
         height=460 if len(panels) == 1 else 400,
-        title=title,
+        title=plain(title),
         legend={"itemsizing": "constant", "tracegroupgap": 0},
         margin={"l": 10, "r": 10, "t": 64, "b": 10},
     )
@@ -159,9 +166,9 @@ def bars(
     figure = go.Figure()
     for number, (name, own) in enumerate(groups.items()):
         figure.add_bar(
-            x=list(own),
+            x=list(map(plain, own)),
             y=[v.mean for v in own.values()],
-            name=name,
+            name=plain(name),
             marker_color=PALETTE[number % len(PALETTE)],
             error_y=_errors(own.values()),
             hovertemplate="%{x}: %{y:.3f}<extra></extra>",
@@ -169,13 +176,13 @@ def bars(
     figure.update_layout(
         template=TEMPLATE,
         height=360,
-        title=title,
+        title=plain(title),
         showlegend=nested,
         barmode="group",
         margin={"l": 50, "r": 10, "t": 50, "b": 40},
     )
     figure.update_xaxes(type="category", automargin=True)
-    figure.update_yaxes(title=unit)
+    figure.update_yaxes(title=plain(unit))
     return figure
 
 
@@ -189,7 +196,7 @@ def differences(table: pd.DataFrame, title: str = "", unit: str = "difference") 
     figure = go.Figure(
         go.Scatter(
             x=[v.mean for v in found],
-            y=[str(name) for name in table.index],
+            y=list(map(plain, table.index)),
             mode="markers",
             marker={"color": PALETTE[0], "size": 9},
             error_x=_errors(found),
@@ -199,7 +206,7 @@ def differences(table: pd.DataFrame, title: str = "", unit: str = "difference") 
     )
     figure.add_scatter(
         x=[0, 0],
-        y=[str(table.index[0]), str(table.index[-1])],
+        y=[plain(table.index[0]), plain(table.index[-1])],
         mode="lines",
         showlegend=False,
         hoverinfo="skip",
@@ -208,10 +215,10 @@ def differences(table: pd.DataFrame, title: str = "", unit: str = "difference") 
     figure.update_layout(
         template=TEMPLATE,
         height=130 + 30 * len(table),
-        title=title,
+        title=plain(title),
         margin={"l": 90, "r": 10, "t": 50, "b": 50},
     )
-    figure.update_xaxes(title=unit)
+    figure.update_xaxes(title=plain(unit))
     figure.update_yaxes(type="category", autorange="reversed", automargin=True)
     return figure
 
@@ -220,7 +227,7 @@ def beside_published(table: pd.DataFrame, title: str = "") -> go.Figure:
     """Ours with its interval, and the published figure where there is one: a row each of `findings`'
     table.
     """
-    names = [f"{row.number} {row.finding}" for row in table.itertuples()]
+    names = [plain(f"{row.number} {row.finding}") for row in table.itertuples()]
     ours = [Estimate(row.ours, row.low, row.high, 0) for row in table.itertuples()]
     figure = go.Figure()
     figure.add_scatter(
@@ -244,7 +251,7 @@ def beside_published(table: pd.DataFrame, title: str = "") -> go.Figure:
     figure.update_layout(
         template=TEMPLATE,
         height=150 + 32 * len(table),
-        title=title,
+        title=plain(title),
         margin={"l": 90, "r": 10, "t": 50, "b": 90},
         legend={"orientation": "h", "y": -0.22, "yanchor": "top", "x": 0},
     )
@@ -284,20 +291,22 @@ def matrix(frame: pd.DataFrame, title: str = "", unit: str = "", middle: float |
     figure = go.Figure(
         go.Heatmap(
             z=values,
-            x=[str(c) for c in frame.columns],
-            y=[str(i) for i in frame.index],
+            x=list(map(plain, frame.columns)),
+            y=list(map(plain, frame.index)),
             colorscale=scale,
             zmid=middle,
             texttemplate=f"%{{z:.{decimals}f}}",
-            colorbar={"title": unit},
+            colorbar={"title": plain(unit)},
         )
     )
     figure.update_layout(
         template=TEMPLATE,
         height=140 + 36 * len(frame),
-        title=title,
+        title=plain(title),
         margin={"l": 90, "r": 10, "t": 50, "b": 40},
     )
-    figure.update_xaxes(title=frame.columns.name, type="category", automargin=True)
-    figure.update_yaxes(title=frame.index.name, type="category", autorange="reversed", automargin=True)
+    figure.update_xaxes(title=plain(frame.columns.name or ""), type="category", automargin=True)
+    figure.update_yaxes(
+        title=plain(frame.index.name or ""), type="category", autorange="reversed", automargin=True
+    )
     return figure

@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from plotly.colors import sample_colorscale
 
 from coral_lab.query import Product
-from coral_lab.study.plots import PALETTE, SYMBOLS
+from coral_lab.study.plots import PALETTE, SYMBOLS, plain
 
 LOOKS = len(PALETTE) * len(SYMBOLS)  # labels that can be told apart
 OTHER = "#b3b3b3"
@@ -39,7 +39,7 @@ def layout(title: str) -> dict:
         "template": "simple_white",
         "width": 700,
         "height": 520,
-        "title": {"text": title, "font": {"size": 15}},
+        "title": {"text": plain(title), "font": {"size": 15}},
         "dragmode": "lasso",
         "hovermode": "closest",
         "legend": {"itemsizing": "constant", "font": {"size": 11}},

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Float32
 from coral_lab.query import Product, Query, text_of
 from coral_lab.results import GREY, Gallery, flow, grey, paragraph, product_img, tile
 from coral_lab.store.topk import top_k
-from coral_lab.study.plots import PALETTE, SYMBOLS
+from coral_lab.study.plots import PALETTE, SYMBOLS, plain
 from coral_lab.widgets import map_drawing
 from coral_lab.widgets.parts import LABELLED, Frozen, Message, button, live_figure, wrapped
 
@@ -190,8 +190,8 @@ class NeighbourhoodMap(widgets.VBox):
                 x=self.places[own, 0].astype(np.float32),
                 y=self.places[own, 1].astype(np.float32),
                 mode="markers",
-                name=name,
-                text=[self.products[i].title for i in own],
+                name=plain(name),
+                text=[plain(self.products[i].title) for i in own],
                 hoverinfo="text+name",
                 marker={"size": 6, "opacity": 0.75, "color": colour, "symbol": symbol},
             )
@@ -219,7 +219,7 @@ class NeighbourhoodMap(widgets.VBox):
             mode="markers",
             name="queries",
             hoverinfo="text",
-            text=[q.id for q in self.queries],
+            text=[plain(q.id) for q in self.queries],
             marker={
                 "symbol": "star",
                 "size": 15,
@@ -357,7 +357,7 @@ class NeighbourhoodMap(widgets.VBox):
                     x=[None],
                     y=[None],
                     mode="markers",
-                    name=name,
+                    name=plain(name),
                     hoverinfo="skip",
                     marker={"color": colour, "symbol": symbol, "size": 8},
                 )

@@ -15,7 +15,7 @@ import plotly.graph_objects as go
 from IPython.display import HTML, display
 
 from coral_lab.results import RED, grey, paragraph
-from coral_lab.study.plots import PALETTE, curves
+from coral_lab.study.plots import PALETTE, curves, plain
 
 LABELLED = {"description_width": "initial"}
 """A style that gives a control's label the room it needs."""
@@ -104,9 +104,9 @@ class LivePlot:
         ]
         with self.figure.batch_update():
             for number, term in enumerate(terms):
-                if term not in shown:
-                    self.figure.add_scatter(name=term, line={"color": PALETTE[number % len(PALETTE)]})
-                trace = next(trace for trace in self.figure.data if trace.name == term)
+                if plain(term) not in shown:
+                    self.figure.add_scatter(name=plain(term), line={"color": PALETTE[number % len(PALETTE)]})
+                trace = next(trace for trace in self.figure.data if trace.name == plain(term))
                 trace.x = [row["step"] for row in self.rows]
                 trace.y = [row.get(term) for row in self.rows]
 
