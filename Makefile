@@ -2,7 +2,7 @@
 # COUNT can be set)
 PYTHON ?= python3
 PORT ?= 8888
-IP ?= $(if $(wildcard /.dockerenv),0.0.0.0,127.0.0.1)
+IP ?= 127.0.0.1
 WORKERS ?= 2
 SEED ?= 0
 RUN := .venv/bin/python -m
@@ -13,9 +13,10 @@ export CORAL_LAB_STORE ?= $(CURDIR)/build/store
 
 .PHONY: lab demo test lint fuzz docs notebooks wheel mini bench mutants
 
-# Prints its URL with the token. Over ssh and in a container there is no browser to open.
+# Prints its URL with the token, which an empty JUPYTER_TOKEN does not switch off. Over ssh and in a container there is no
+# browser to open. It listens to this machine alone; in a container say IP=0.0.0.0, behind `docker run -p 127.0.0.1:8888:8888`.
 lab: .venv/ready
-	$(RUN) jupyter lab --LabApp.default_url=/lab/tree/notebooks/00_quickstart.ipynb --ip=$(IP) --port=$(PORT) \
+	$(if $(JUPYTER_TOKEN),,env -u JUPYTER_TOKEN) $(RUN) jupyter lab --LabApp.default_url=/lab/tree/notebooks/00_quickstart.ipynb --ip=$(IP) --port=$(PORT) \
 	  $(if $(filter 0,$(shell id -u)),--allow-root) $(if $(SSH_CONNECTION)$(wildcard /.dockerenv),--no-browser)
 
 demo: .venv/ready

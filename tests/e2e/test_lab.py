@@ -31,11 +31,13 @@ def _wait_until_open(port: int, seconds: float = 30) -> None:
 
 @pytest.fixture
 def lab():
-    """(port, what was printed up to the URL) of a running `make lab`, as over ssh."""
+    """(port, what was printed up to the URL) of a running `make lab`, as over ssh, where somebody took the token
+    away.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = os.environ | {"PORT": str(port), "SSH_CONNECTION": "a b c d"}
+    environment = os.environ | {"PORT": str(port), "SSH_CONNECTION": "a b c d", "JUPYTER_TOKEN": ""}
     process = subprocess.Popen(
         ["make", "lab"],
         env=environment,
@@ -64,3 +66,10 @@ def test_make_lab_serves_the_quickstart_behind_a_token(lab):
         urllib.request.urlopen(contents, timeout=20)
     request = urllib.request.Request(contents, headers={"Authorization": f"token {url[1]}"})
     assert urllib.request.urlopen(request, timeout=20).status == 200
+
+
+@pytest.mark.parametrize(("given", "ip"), [([], "127.0.0.1"), (["IP=0.0.0.0"], "0.0.0.0")])
+def test_make_lab_listens_to_this_machine_alone_unless_told(given, ip):
+    said = subprocess.run(["make", "-n", "lab", *given], capture_output=True, text=True, check=True).stdout
+    assert f"--ip={ip} " in said
+    assert "token" not in said.replace("JUPYTER_TOKEN", "")
