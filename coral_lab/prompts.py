@@ -21,6 +21,7 @@ from PIL import Image
 from coral_lab.errors import ItemError
 from coral_lab.images import paste_together
 from coral_lab.query import Product, Query, name_of
+from coral_lab.sources.border import brief, text_of
 from coral_lab.sources.package_files import shipped
 
 LANGUAGES = ("en", "id", "ms", "th", "vi")
@@ -42,9 +43,8 @@ def _words(query: Query) -> tuple[str, list[str]]:
     """The instruction's opening, and the words before each reference; MERIT's own keys stay as they are."""
     table = instructions()
     if query.language not in table:
-        raise ItemError(
-            f"query {query.id!r}", f"language is {query.language!r}; choose one of {', '.join(table)}"
-        )
+        problem = f"language is {brief(query.language)}; choose one of {', '.join(table)}"
+        raise ItemError(f"query {query.id!r}", problem)
     words = table[query.language]
     name = words["classes"].get(query.class_name, query.class_name)
     opening = words["find"].format(**{"class": name}) if name else words["anything"]
@@ -103,11 +103,11 @@ def parts(item: Product | Query, format: str | Format = "seq") -> list[Part]:
     """What an item is read as: texts, joined where they meet, and products or pictures where a picture goes.
 
     `format` is a name in FORMATS or a function of the query; products have one form only. A product without
-    a picture stands for nothing. Raises ItemError for an item of which nothing is left, ValueError for an
-    unknown format.
+    a picture stands for nothing. Raises ItemError for an item of which nothing is left and for what is no
+    part, ValueError for an unknown format.
     """
     joined: list[Part] = []
-    for part in candidate(item) if isinstance(item, Product) else format_of(format)(item):
+    for part in candidate(item) if isinstance(item, Product) else _formatted(item, format):
         if isinstance(part, Product) and part.image is None:
             continue
         if isinstance(part, str) and joined and isinstance(joined[-1], str):
@@ -117,6 +117,19 @@ def parts(item: Product | Query, format: str | Format = "seq") -> list[Part]:
     if not any(part.strip() if isinstance(part, str) else True for part in joined):
         raise ItemError(name_of(item), "its format gives neither text nor picture; yield at least one part")
     return joined
+
+
+def _formatted(query: Query, format: str | Format) -> Iterable[Part]:
+    """What a format makes of a query; a format of the user's own is checked as any text that comes in."""
+    found = format_of(format)(query)
+    return found if isinstance(format, str) else _checked(found, name_of(query))
+
+
+def _checked(found: object, name: str) -> Iterator[Part]:
+    if isinstance(found, str) or not isinstance(found, Iterable):
+        raise ItemError(name, f"its format gives {brief(found)}; yield texts, products and pictures")
+    for part in found:
+        yield part if isinstance(part, Product | Image.Image) else text_of(part, name, "format")
 
 
 def messages(item: Product | Query, format: str | Format = "seq") -> list[dict]:
@@ -140,8 +153,9 @@ def format_of(format: str | Format) -> Format:
     """The function of that name, or the function itself. Raises ValueError for an unknown name."""
     if callable(format):
         return format
-    if format not in FORMATS:
-        raise ValueError(f"format is {format!r}; use one of {', '.join(FORMATS)} or a function of the query")
+    if not isinstance(format, str) or format not in FORMATS:
+        known = ", ".join(FORMATS)
+        raise ValueError(f"format is {brief(format)}; use one of {known} or a function of the query")
     return FORMATS[format]
 
 

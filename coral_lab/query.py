@@ -6,44 +6,35 @@ products: "a backpack with the brand of <picture 1> and the style of <picture 2>
 How a query is worded for a model is the business of `prompts`, how it is shown that of `results`.
 """
 
-import unicodedata
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from numbers import Integral
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from PIL import Image
 
-from coral_lab.errors import ItemError
+from coral_lab.errors import ItemError, one_line
 from coral_lab.images import Picture, open_image, thumbnail
+from coral_lab.sources.border import (
+    attributes_of,
+    brief,
+    check_id,
+    composed,
+    id_of,
+    refused,
+    set_texts,
+    several,
+    wanted_values,
+)
 
 AS_IMAGE = "as product image"
 """MERIT's holder value: "like this picture", with no word for what is meant."""
 
 
-def text_of(value: object, item: str, field: str) -> str:
-    """The border that every text enters by: composed (NFC), with None as absent. `item` is what an error
-    calls its owner. Raises ItemError for what is no text, or cannot be written as UTF-8.
-    """
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise ItemError(
-            item, f"field {field!r} is {str(value)[:80]!r}, a {type(value).__name__}; it must be text"
-        )
-    if value.isascii():
-        return value
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ItemError(item, f"field {field!r} holds half a character ({error}); repair the text") from None
-    return unicodedata.normalize("NFC", value)
-
-
-def _set_texts(item: object, name: str, fields: Iterable[str]) -> None:
-    for own in fields:
-        object.__setattr__(item, own, text_of(getattr(item, own), name, own))
+PICTURES = (Image.Image, Path, str, bytes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,8 +42,8 @@ class Product:
     """One item of a catalogue: its picture, its title and what is known about it.
 
     `attributes` is the ground truth, `{key: (value, ...)}`; a title or a picture may show only part of it.
-    Two products are equal when their ids are. Texts are composed (NFC). Raises ItemError for a field that is
-    no text, such as a NaN or a number from a table.
+    Two products are equal when their ids are. Texts are composed (NFC), and None is as absent. Raises
+    ItemError for a field of another type, such as a NaN or a number from a table.
     """
 
     id: str
@@ -64,20 +55,12 @@ class Product:
     attributes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.id, str) or not self.id:
-            raise ItemError(
-                f"product {self.id!r}", "the id is no text; give a non-empty str (MERIT uses str(idx))"
-            )
+        check_id(self.id, "product")
         name = f"product {self.id}"
-        _set_texts(self, name, ("id", "title", "class_name", "language", "country"))
-        if not isinstance(self.attributes or {}, Mapping):
-            raise ItemError(name, f"attributes are {str(self.attributes)[:80]!r}; give {{key: (value, ...)}}")
-        values = {
-            text_of(key, name, "attributes"): _values(own, name, f"attributes, {key}")
-            for key, own in (self.attributes or {}).items()
-            if own is not None
-        }
-        object.__setattr__(self, "attributes", MappingProxyType(values))
+        set_texts(self, name, ("id", "title", "class_name", "language", "country"))
+        if self.image is not None and not (isinstance(self.image, PICTURES) or callable(self.image)):
+            raise refused(name, "image", self.image, "give a PIL image, a path, bytes or a function")
+        object.__setattr__(self, "attributes", MappingProxyType(attributes_of(self.attributes, name)))
 
     @property
     def picture(self) -> Image.Image | None:
@@ -104,24 +87,23 @@ class Product:
         return Product, (*state, dict(self.attributes))
 
 
-def _values(own: object, item: str, field: str) -> tuple[str, ...]:
-    if isinstance(own, str):
-        own = (own,)
-    if not isinstance(own, list | tuple):
-        raise ItemError(item, f"field {field!r} is {str(own)[:80]!r}; it must be text or a list of texts")
-    return tuple(text_of(value, item, field) for value in own)
-
-
 @dataclass(frozen=True)
 class Condition:
-    """Share `attribute` with `product`. `value` is the reference's value, "" when it is not known."""
+    """Share `attribute` with `product`. `value` is the reference's value, "" when it is not known.
+
+    Raises ItemError for a field of another type.
+    """
 
     attribute: str
     product: Product
     value: str = ""
 
     def __post_init__(self) -> None:
-        _set_texts(self, f"a condition on product {self.product.id}", ("attribute", "value"))
+        if not isinstance(self.product, Product):
+            raise refused(
+                f"a condition on {brief(self.attribute)}", "product", self.product, "give a Product"
+            )
+        set_texts(self, f"a condition on product {self.product.id}", ("attribute", "value"))
 
     def met_by(self, candidate: Product) -> bool | None:
         """Whether `candidate` has the wanted value; None when there is no word for it."""
@@ -137,7 +119,7 @@ class Query:
     `text` follows the last condition, with its leading space: `" with a chain strap."`.
     `positives` are the ids of the right answers, `hard_negatives` those of close wrong ones.
     `language` is that of the instruction's own words. `parent` is the query that this one was
-    edited from. Raises ItemError if there is nothing to ask.
+    edited from. Raises ItemError if there is nothing to ask, or for a field of another type.
     """
 
     id: str
@@ -150,12 +132,22 @@ class Query:
     parent: "Query | None" = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "conditions", tuple(self.conditions))
-        object.__setattr__(self, "positives", tuple(self.positives))
-        object.__setattr__(self, "hard_negatives", tuple(self.hard_negatives))
-        _set_texts(self, f"query {self.id!r}", ("id", "class_name", "text", "language"))
+        check_id(self.id, "query")
+        name = f"query {self.id!r}"
+        set_texts(self, name, ("id", "class_name", "text", "language"))
+        object.__setattr__(self, "language", self.language or "en")
+        conditions = several(self.conditions, name, "conditions", "give Conditions")
+        for condition in conditions:
+            if not isinstance(condition, Condition):
+                raise refused(name, "conditions", condition, "give Conditions")
+        object.__setattr__(self, "conditions", conditions)
+        for own in ("positives", "hard_negatives"):
+            ids = several(getattr(self, own), name, own, "give a tuple of product ids")
+            object.__setattr__(self, own, tuple(id_of(id, name, own) for id in ids))
+        if self.parent is not None and not isinstance(self.parent, Query):
+            raise refused(name, "parent", self.parent, "give a Query")
         if not (self.class_name or self.conditions or self.text.strip()):
-            raise ItemError(f"query {self.id!r}", "it is empty; give it a class_name, a condition or a text")
+            raise ItemError(name, "it is empty; give it a class_name, a condition or a text")
 
     @property
     def references(self) -> tuple[Product, ...]:
@@ -174,11 +166,10 @@ class Query:
 
     def reordered(self, order: Sequence[int]) -> "Query":
         """This query with its conditions in another order, e.g. `(1, 0)`; ValueError for no permutation."""
-        if sorted(order) != list(range(len(self.conditions))):
-            raise ValueError(
-                f"order {tuple(order)} of query {self.id!r} is no permutation of "
-                f"{tuple(range(len(self.conditions)))}"
-            )
+        places = tuple(range(len(self.conditions)))
+        if len(order) != len(places) or any(place not in order for place in places):
+            problem = f"order {brief(tuple(order))} of query {brief(self.id)} is no permutation of"
+            raise ValueError(f"{problem} {brief(places)}")
         return self.edited(conditions=tuple(self.conditions[i] for i in order))
 
     def _repr_html_(self) -> str:
@@ -260,10 +251,11 @@ class Dataset:
 
     def product(self, id: str) -> Product:
         """The product with this id; a KeyError that names the id and the pool if there is none."""
-        try:
-            return self.by_id[str(id)]
-        except KeyError:
-            raise KeyError(f"no product {id!r} among the {len(self.products)} of {self.name}") from None
+        found = self.by_id.get(composed(str(id))) if isinstance(id, str | Integral) else None
+        if found is None:
+            problem = f"no product {brief(id)} among the {len(self.products)} of {self.name}"
+            raise KeyError(one_line(problem))
+        return found
 
     def where(
         self,
@@ -276,18 +268,18 @@ class Dataset:
         """The same pool with only some queries; each argument is a value or several.
 
         `language` is that of all reference titles ("mixed" if they differ), `attribute` is asked for by any
-        condition, `conditions` is their number.
+        condition, `conditions` is their number. Raises ValueError for other values than these.
         """
-        tests = (
-            (language, lambda query: {query.title_language}),
-            (class_name, lambda query: {query.class_name}),
-            (attribute, lambda query: {condition.attribute for condition in query.conditions}),
-            (conditions, lambda query: {len(query.conditions)}),
+        tests: tuple[tuple[str, object, type, Callable[[Query], set]], ...] = (
+            ("language", language, str, lambda query: {query.title_language}),
+            ("class_name", class_name, str, lambda query: {query.class_name}),
+            ("attribute", attribute, str, lambda query: {c.attribute for c in query.conditions}),
+            ("conditions", conditions, int, lambda query: {len(query.conditions)}),
         )
         queries = self.queries
-        for wanted, of in tests:
+        for name, wanted, kind, of in tests:
             if wanted is not None:
-                values = {wanted} if isinstance(wanted, str | int) else set(wanted)
+                values = wanted_values(name, wanted, kind)
                 queries = [query for query in queries if values & of(query)]
         return replace(self, queries=tuple(queries))
 
@@ -308,9 +300,9 @@ class Dataset:
         The authors' splits, by "language" (of all reference titles), "class", or "attribute" (of any
         condition), with the values of `traits.held_back`. Raises ValueError for another.
         """
-        if kind not in self.traits.held_back:
+        if not isinstance(kind, str) or kind not in self.traits.held_back:
             known = ", ".join(self.traits.held_back) or "none"
-            raise ValueError(f"ood split {kind!r} of {self.name} is not known; it has {known}")
+            raise ValueError(one_line(f"ood split {brief(kind)} of {self.name} is not known; it has {known}"))
         values = set(self.traits.held_back[kind])
         of: dict[str, Callable[[Query], set[str]]] = {
             "language": lambda query: {product.language for product in query.references},

@@ -9,6 +9,7 @@ from typing import Any
 from coral_lab.errors import ItemError
 from coral_lab.images import MAX_PIXELS, Picture, Sized
 from coral_lab.models.loading import Model
+from coral_lab.models.templates import render
 from coral_lab.prompts import Format, parts
 from coral_lab.query import Product, Query, name_of
 from coral_lab.sources.border import brief, text_of
@@ -45,7 +46,7 @@ def prompt(model: Model, item: Item | Any, format: str | Format = "seq", name: s
         pictures = tuple(picture for picture in own if picture is not None)
     else:
         chat, pictures = _chat(item, name)
-    text = model.processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    text = _written(model.processor, chat, name)
     found = text.count(model.processor.image_token)
     if found != len(pictures):
         token = model.processor.image_token
@@ -53,6 +54,15 @@ def prompt(model: Model, item: Item | Any, format: str | Format = "seq", name: s
             name, f"{token} stands {found} times for {len(pictures)} pictures; take it out of the text"
         )
     return Prompt(name, text, pictures)
+
+
+def _written(processor: Any, chat: Sequence[dict], name: str) -> str:
+    """What the chat template makes of messages. Raises ItemError for what it makes nothing of."""
+    try:
+        return render(processor.chat_template, chat, processor.tokenizer.special_tokens_map)
+    except Exception as error:  # whatever a template does or runs into
+        problem = f"the model's chat template cannot write it ({error}); use its base's template"
+        raise ItemError(name, problem) from error
 
 
 def _chat(messages: Sequence[dict] | Any, name: str) -> tuple[list[dict], tuple[Picture | Sized, ...]]:
@@ -85,21 +95,28 @@ LIMITS = ("min_pixels", "max_pixels", "resized_height", "resized_width")
 """What an entry with a picture may ask of qwen-vl-utils."""
 
 
+KINDS = ("text", "image", "image_url")
+"""Types of an entry and, the same words, the field that holds what it is."""
+
+
 def _text_or_picture(entry: dict[str, Any], name: str) -> tuple[str, Picture | Sized | None]:
-    """One of the two, of an entry without what is None. Raises ItemError for neither, a video, or an
-    unknown key.
+    """One of the two, of an entry without what is None. Raises ItemError for neither, both, a video, or an
+    unknown key: nothing is left unread.
     """
     if "video" in entry:
         raise ItemError(name, "has a video; coral_lab reads text and pictures")
-    picture = entry.get("image", entry.get("image_url"))
-    known = {"type", "text", "image", "image_url", *(LIMITS if picture is not None else ())}
-    if other := [key for key in entry if key not in known]:
+    found = [field for field in KINDS if field in entry]
+    kind = entry.get("type", found[0] if found else None)
+    if len(found) != 1 or found[0] != kind:
+        problem = f"entry {brief(entry)} is of type {brief(kind)} and has {' and '.join(found) or 'neither'}"
+        raise ItemError(name, f"{problem}; give it a text or an image, and that type")
+    limits = LIMITS if kind != "text" else ()
+    if other := [key for key in entry if key not in ("type", kind, *limits)]:
         raise ItemError(name, f"an entry has {', '.join(map(brief, other))}, which is not read; leave it out")
-    if picture is None and "text" not in entry:
-        raise ItemError(name, f"entry {brief(entry)} has neither text nor image")
-    if picture is not None and (limits := _limits(entry, name)):
-        picture = Sized(picture, limits)
-    return text_of(entry.get("text"), name, "text"), picture
+    if kind == "text":
+        return text_of(entry["text"], name, "text"), None
+    picture = entry[kind]
+    return "", Sized(picture, asked) if (asked := _limits(entry, name)) else picture
 
 
 def _limits(entry: dict[str, Any], name: str) -> tuple[tuple[str, int], ...]:

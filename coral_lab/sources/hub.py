@@ -7,12 +7,14 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import (
     HfHubHTTPError,
+    HFValidationError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
 
 from coral_lab.errors import HubError
+from coral_lab.sources.border import brief
 
 
 def download(
@@ -28,7 +30,7 @@ def download(
 
     A download that was cut short goes on where it stopped. `kind` is "model" or "dataset". Raises HubError.
     """
-    at = f"{name!r}" + (f" at revision {revision!r}" if revision else "")
+    at = brief(name) + (f" at revision {brief(revision)}" if revision else "")
     try:
         return Path(
             snapshot_download(
@@ -50,6 +52,8 @@ def download(
             else "check the network, or give the path of a local copy"
         )
         raise HubError(f"{at} is neither downloaded nor reachable; {way}") from error
+    except HFValidationError as error:
+        raise HubError(f"{at} is no hub id ({error}); give owner/name") from error
     except OSError as error:  # HfHubHTTPError and requests' errors are OSErrors too
         if error.errno == errno.ENOSPC:
             raise HubError(

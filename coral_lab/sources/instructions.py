@@ -8,6 +8,7 @@ TITLE 2 </Product 2> with a metallic finish.
 from collections.abc import Sequence
 
 from coral_lab.query import Condition, Query
+from coral_lab.sources.border import brief
 
 
 def instruction(query: Query) -> str:
@@ -44,15 +45,14 @@ def read_instruction(text: str, conditions: Sequence[Condition]) -> tuple[str, l
             start = text.find(f" that has {words}")
             head = text[: max(start, 0)]
             if not head.startswith("Find a product of "):
-                raise ValueError(f"it does not begin with 'Find a product of … that has {words!s}'")
+                raise ValueError(f"it does not begin with {brief('Find a product of … that has ' + words)}")
             class_name = head.removeprefix("Find a product of ")
             end = start + len(" that has ")
         elif text.startswith(" and ", end):
             end += len(" and ")
         if not text.startswith(words, end):
-            raise ValueError(
-                f"condition {number} reads {text[end : end + 80]!r}; from `query` it should be {words!r}"
-            )
+            found = brief(text[end : end + 80])
+            raise ValueError(f"condition {number} reads {found}; from `query` it should be {brief(words)}")
         begin = end + len(words)
         own = condition.product.title
         # The product's own title first: a title may hold anything, this closing too.

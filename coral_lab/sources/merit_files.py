@@ -7,17 +7,22 @@ say is not trusted: paths lead nowhere outside the folder, addresses are not fet
 and whatever cannot be right is an error that names file, line and field.
 """
 
+import codecs
 import json
+import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 
-from coral_lab.errors import ItemError
-from coral_lab.query import Condition, Dataset, Product, Query, Traits, text_of
+from coral_lab.errors import ItemError, one_line
+from coral_lab.query import Condition, Dataset, Product, Query, Traits
+from coral_lab.sources.border import attributes_of, brief, text_of
 from coral_lab.sources.hub import download
 from coral_lab.sources.instructions import read_instruction
-from coral_lab.sources.parquet_pictures import PictureFile, StoredPicture
+from coral_lab.sources.parquet_pictures import KeptGroups, PictureFile, StoredPicture
 
 HUB = "WeiChow/merit"
 SPLITS = ("train", "test")
@@ -53,13 +58,13 @@ def merit(
     line and field; ValueError for unknown arguments.
     """
     if split not in SPLITS or on_error not in ("raise", "skip"):
-        raise ValueError(f"split is {split!r} and on_error {on_error!r}; use train or test, raise or skip")
-    folder = Path(source)
-    if not folder.is_dir():
+        asked = f"split is {brief(split)} and on_error {brief(on_error)}"
+        raise ValueError(f"{asked}; use train or test, raise or skip")
+    folder = _folder(source)
+    if folder is None:
         if not re.fullmatch(r"\w[\w.-]*/[\w.-]+", str(source)):
-            raise FileNotFoundError(
-                f"{str(source)!r} is no folder and no hub id (owner/name) such as {HUB}; check the spelling"
-            )
+            problem = f"{brief(str(source))} is no folder and no hub id (owner/name) such as {HUB}"
+            raise FileNotFoundError(f"{problem}; check the spelling")
         folder = download(str(source), files(split), kind="dataset", revision=revision, offline=offline)
     skipped: list[ItemError] = []
     refuse = _raise if on_error == "raise" else skipped.append
@@ -67,6 +72,14 @@ def merit(
     pool = Dataset(f"{source}/{split}", products, ())
     queries = tuple(read_queries(folder / f"queries-{split}.json", pool, split, refuse))
     return Dataset(pool.name, products, queries, tuple(skipped), TRAITS)
+
+
+def _folder(source: str | Path) -> Path | None:
+    try:
+        folder = Path(source).expanduser()
+        return folder if folder.is_dir() else None
+    except (OSError, RuntimeError):  # a name that is too long, a user that there is not
+        return None
 
 
 def files(split: str) -> list[str]:
@@ -87,64 +100,53 @@ def read_products(
     """
     found = sorted((folder / "data").glob(f"{split}-*.parquet")) or sorted(folder.glob(f"{split}-*.parquet"))
     if not found:
-        raise FileNotFoundError(
-            f"{folder / 'data'} has no {split}-*.parquet; download {HUB} or write MERIT-mini with "
-            "`coral-lab data`"
-        )
+        way = f"download {HUB} or write MERIT-mini with `coral-lab data`"
+        raise FileNotFoundError(one_line(f"{folder / 'data'} has no {split}-*.parquet; {way}"))
     known: set[str] = set()
+    kept = KeptGroups()
     for file in found:
-        pictures = PictureFile(file, folder, remote_images)
+        pictures = PictureFile(file, folder, remote_images, kept)
         for number, row in enumerate(pictures.rows()):
-            at = f"{file}, row {number}"
             try:
-                product = _product(row, at, pictures.picture(number))
+                product = _product(row, pictures.picture(number))
                 if product.id in known:
-                    raise ItemError(at, f"idx {product.id} was there before; ids must be distinct")
+                    raise ItemError(product.id, f"idx {product.id} was there before; ids must be distinct")
             except ItemError as error:
-                refuse(error)
+                refuse(ItemError(f"{file}, row {number}", error.problem))
             else:
                 known.add(product.id)
                 yield product
 
 
-def _product(row: Mapping, at: str, picture: StoredPicture) -> Product:
-    if not _is_id(row["idx"]):
-        raise ItemError(at, f"field 'idx' is {row['idx']!r}; it must be a number")
-    texts = {key: _text(row[key], at, key) for key in ("title", "class", "country", "language")}
-    language = (
-        "vi" if texts["language"] == "vn" else texts["language"]
-    )  # as the card's front matter writes it
-    return Product(
-        str(row["idx"]),
-        texts["title"],
-        picture,
-        texts["class"],
-        language,
-        texts["country"],
-        _attributes(row["attribute"], at),
+def _product(row: dict | ItemError, picture: StoredPicture) -> Product:
+    if isinstance(row, ItemError):
+        raise row
+    if (id := _id(row["idx"])) is None:
+        raise ItemError("idx", f"field 'idx' is {brief(row['idx'])}; it must be a number")
+    for key in ("title", "class", "language"):
+        if row[key] is None:
+            raise ItemError(id, f"field {key!r} is None; it must be text")
+    title, class_name, country, language = (
+        text_of(row[key], id, key) for key in ("title", "class", "country", "language")
     )
+    attributes = attributes_of(_mapping(row["attribute"]), id, "attribute")
+    # "vn" as the card's front matter writes it
+    own = "vi" if language == "vn" else language
+    return Product(id, title, picture, class_name, own, country, attributes)
 
 
-def _attributes(value, at: str) -> dict[str, tuple[str, ...]]:
-    """`{key: value or [values]}`, as a struct or as JSON; a struct has all keys of its file, most of them
-    null.
-    """
+def _mapping(value: object) -> object:
+    """`{key: value or values}` of a struct, a map, a list of keys and values, or JSON."""
     if isinstance(value, str):
-        value = _json(value, at, "attribute")
-    if value is None:
-        value = {}
-    if not isinstance(value, dict):
-        raise ItemError(at, f"field 'attribute' is {_brief(value)}; it must map keys to values")
-    found = {key: [own] if isinstance(own, str) else own for key, own in value.items() if own is not None}
-    for key, own in found.items():
-        if not isinstance(own, list) or not all(isinstance(word, str) for word in own):
-            raise ItemError(
-                at, f"field 'attribute', {key!r} is {_brief(own)}; it must be text or a list of texts"
-            )
-    return {
-        _text(key, at, "attribute"): tuple(_text(word, at, "attribute") for word in own)
-        for key, own in found.items()
-    }
+        value = _json(value, "attribute")
+    if isinstance(value, list) and all(isinstance(own, dict) and own.keys() == PAIR for own in value):
+        value = [(own["key"], own["value"]) for own in value]
+    if isinstance(value, list) and all(isinstance(own, tuple) and len(own) == 2 for own in value):
+        value = _distinct(value)
+    return value
+
+
+PAIR = {"key", "value"}
 
 
 def read_queries(
@@ -156,35 +158,31 @@ def read_queries(
     Raises FileNotFoundError if there is no such file.
     """
     if not file.is_file():
-        raise FileNotFoundError(
-            f"{file} is missing; it holds the queries of split {split}, one JSON object a line"
-        )
+        problem = f"{file} is missing; it holds the queries of split {split}, one JSON object a line"
+        raise FileNotFoundError(one_line(problem))
     with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
-            if line.strip():
-                try:
-                    yield _query(line, f"{file}, line {number}", f"merit-{split}-{number - 1:06d}", pool)
-                except ItemError as error:
-                    refuse(error)
+            if not line.strip():
+                continue
+            try:
+                query = _query(line, f"merit-{split}-{number - 1:06d}", pool)
+            except ItemError as error:
+                refuse(ItemError(f"{file}, line {number}", error.problem))
+            else:
+                yield query
 
 
-def _query(line: bytes, at: str, id: str, pool: Dataset) -> Query:
-    try:
-        text = line.removeprefix(b"\xef\xbb\xbf").decode("utf-8")  # some tools begin a file so
-    except UnicodeDecodeError as error:
-        raise ItemError(at, f"it is no UTF-8 ({error})") from None
-    record = _json(text, at, "the line")
-    if not isinstance(record, dict):
-        raise ItemError(at, f"it is {_brief(record)}; a query is a JSON object")
+def _query(line: bytes, id: str, pool: Dataset) -> Query:
+    record = _record(line, id)
     for key in ("query", "pos_candidate", "query instruction"):
         if key not in record:
-            raise ItemError(at, f"field {key!r} is missing; it has {', '.join(map(repr, record)) or 'none'}")
-    conditions = tuple(_conditions(record["query"], at, pool))
-    words = _text(record["query instruction"], at, "query instruction")
+            raise ItemError(id, f"field {key!r} is missing; it has {', '.join(map(brief, record)) or 'none'}")
+    conditions = tuple(_conditions(record["query"], id, pool))
+    words = text_of(record["query instruction"], id, "query instruction")
     try:
         class_name, titles, rest = read_instruction(words, conditions)
     except ValueError as error:
-        raise ItemError(at, f"field 'query instruction': {error}") from None
+        raise ItemError(id, f"field 'query instruction': {error}") from None
     # What was asked is what the instruction says, should it word a title differently from the product.
     said = tuple(
         condition
@@ -192,82 +190,98 @@ def _query(line: bytes, at: str, id: str, pool: Dataset) -> Query:
         else replace(condition, product=replace(condition.product, title=title))
         for condition, title in zip(conditions, titles, strict=True)
     )
-    positives = _ids(record["pos_candidate"], at, "pos_candidate", pool)
+    positives = _ids(record["pos_candidate"], id, "pos_candidate", pool)
     if not positives:
-        raise ItemError(at, "field 'pos_candidate' is empty; a query needs a right answer")
-    hard = _ids(record.get("hard_negative") or [], at, "hard_negative", pool)
+        raise ItemError(id, "field 'pos_candidate' is empty; a query needs a right answer")
+    hard = _ids(record.get("hard_negative", []), id, "hard_negative", pool)
     return Query(id, class_name, said, rest, positives, hard)
 
 
-def _conditions(wanted, at: str, pool: Dataset) -> Iterator[Condition]:
+def _record(line: bytes, id: str) -> dict:
+    """A line's fields, without those that are null."""
+    if line.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise ItemError(id, "the file is UTF-16 or UTF-32; write it as UTF-8")
+    try:
+        text = line.removeprefix(codecs.BOM_UTF8).decode("utf-8")  # some tools begin a file so
+    except UnicodeDecodeError as error:
+        raise ItemError(id, f"it is no UTF-8 ({error}); write the file as UTF-8") from None
+    record = _json(text, "the line")
+    if not isinstance(record, dict):
+        raise ItemError(id, f"it is {brief(record)}; a query is a JSON object")
+    return {key: value for key, value in record.items() if value is not None}
+
+
+def _conditions(wanted: object, id: str, pool: Dataset) -> Iterator[Condition]:
     if not isinstance(wanted, dict) or not wanted:
         raise ItemError(
-            at, f"field 'query' is {_brief(wanted)}; it maps reference ids to {{attribute: value}}"
+            id, f"field 'query' is {brief(wanted)}; it maps reference ids to {{attribute: value}}"
         )
-    for id, asked in wanted.items():
+    for reference, asked in wanted.items():
         if asked is None:  # as parquet and pandas write the keys of other rows
             continue
         if isinstance(asked, dict):
             asked = {attribute: value for attribute, value in asked.items() if value is not None}
         if not isinstance(asked, dict) or len(asked) != 1:
-            raise ItemError(
-                at, f"field 'query', {id!r} is {_brief(asked)}; it must be one {{attribute: value}}"
+            problem = (
+                f"field 'query', {brief(reference)} is {brief(asked)}; it must be one {{attribute: value}}"
             )
+            raise ItemError(id, problem)
         ((attribute, value),) = asked.items()
         value = value[0] if isinstance(value, list) and len(value) == 1 else value
-        yield Condition(
-            _text(attribute, at, "query"), _known(id, at, "query", pool), _text(value, at, "query")
-        )
+        attribute, value = text_of(attribute, id, "query"), text_of(value, id, "query")
+        yield Condition(attribute, _known(reference, id, "query", pool), value)
 
 
-def _ids(values, at: str, name: str, pool: Dataset) -> tuple[str, ...]:
-    if not isinstance(values, list) or not all(_is_id(value) for value in values):
-        raise ItemError(at, f"field {name!r} is {_brief(values)}; it must be a list of product ids")
-    ids = tuple(_known(str(value), at, name, pool).id for value in values)
+def _ids(values: object, id: str, name: str, pool: Dataset) -> tuple[str, ...]:
+    own = [_id(value) for value in values] if isinstance(values, list) else [None]
+    if None in own:
+        raise ItemError(id, f"field {name!r} is {brief(values)}; it must be a list of product ids")
+    ids = tuple(_known(value, id, name, pool).id for value in own if value is not None)
     if len(set(ids)) < len(ids):
-        raise ItemError(at, f"field {name!r} names a product twice: {_brief(values)}")
+        raise ItemError(id, f"field {name!r} names a product twice: {brief(values)}")
     return ids
 
 
-def _known(id: str, at: str, name: str, pool: Dataset) -> Product:
-    if id not in pool.by_id:
-        raise ItemError(
-            at, f"field {name!r} names product {id[:80]!r}, which is not among the {len(pool.products):,}"
-        )
-    return pool.by_id[id]
-
-
-def _is_id(value) -> bool:
-    return (isinstance(value, int) and not isinstance(value, bool)) or (
-        isinstance(value, str) and bool(value)
-    )
-
-
-def _json(text: str, at: str, name: str):
+def _known(own: str, id: str, name: str, pool: Dataset) -> Product:
     try:
-        return json.loads(text, object_pairs_hook=_distinct)
+        return pool.product(own)
+    except KeyError:
+        problem = f"names product {brief(own)}, which is not among the {len(pool.products):,}"
+        raise ItemError(id, f"field {name!r} {problem}") from None
+
+
+def _id(value: object) -> str | None:
+    """A product's id as text; None for what is none. A table with gaps makes floats of whole numbers; those
+    from 2**53 on may have lost their last digits.
+    """
+    if isinstance(value, float) and abs(value) >= 2**53:
+        return None
+    if isinstance(value, float | Decimal) and math.isfinite(value) and value == int(value):
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return text_of(value, "id", "id") or None if isinstance(value, str) else None
+
+
+def _json(text: str, name: str) -> object:
+    try:
+        return json.loads(text, object_pairs_hook=_distinct, parse_constant=_no_number)
     except RecursionError:
-        raise ItemError(at, f"{name} is nested too deeply to be one of MERIT's") from None
+        raise ItemError(name, f"{name} is nested too deeply to be one of MERIT's") from None
+    except ItemError:
+        raise
     except ValueError as error:
-        raise ItemError(at, f"{name} is no JSON ({error})") from None
+        raise ItemError(name, f"{name} is no JSON ({one_line(str(error), 100)})") from None
+
+
+def _no_number(constant: str) -> None:
+    raise ValueError(f"it has {constant}")
 
 
 def _distinct(pairs: Sequence[tuple[str, object]]) -> dict:
-    """A JSON object; a key that comes twice would silently lose a condition."""
+    """An object; a key that comes twice would silently lose a condition."""
     found = dict(pairs)
     if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"key {next(key for key in keys if keys.count(key) > 1)!r} comes twice")
+        (twice, _), *_ = Counter(key for key, _ in pairs).most_common(1)
+        raise ItemError("object", f"key {brief(twice)} comes twice; keep one")
     return found
-
-
-def _text(value, at: str, name: str) -> str:
-    if value is None and name != "country":
-        raise ItemError(at, f"field {name!r} is None; it must be text")
-    return text_of(value, at, name)
-
-
-def _brief(value) -> str:
-    """The value for an error, cut short: a data file may hold anything."""
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:80]}…"

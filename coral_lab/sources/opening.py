@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from coral_lab.query import Dataset
+from coral_lab.sources.border import brief
 from coral_lab.sources.merit_files import merit
 
 
@@ -27,7 +28,8 @@ def dataset(
         from coral_lab.mini.merit_mini import catalogue
 
         if revision is not None:
-            raise ValueError(f"revision is {revision!r}, and mini is drawn, not downloaded; leave it out")
+            problem = f"revision is {brief(revision)}, and mini is drawn, not downloaded"
+            raise ValueError(f"{problem}; leave it out")
         return catalogue("mini", split)
     return merit(
         source, split, revision=revision, offline=offline, on_error=on_error, remote_images=remote_images

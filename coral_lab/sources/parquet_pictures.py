@@ -1,54 +1,99 @@
-"""Pictures in parquet files, read a row group at a time when they are looked at."""
+"""Products in parquet files. Pictures are read when they are looked at, a few rows at a time: memory stays
+bounded whatever the files hold, row groups of more than 2 GB too.
+"""
 
 import threading
+from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 from pyarrow import parquet
 
-from coral_lab.errors import ItemError
+from coral_lab.errors import ItemError, one_line
+from coral_lab.sources.border import brief
 
 COLUMNS = ("idx", "image", "title", "class", "country", "language", "attribute")
-KEPT = 2  # row groups of pictures in memory; MERIT's are read in order
+BYTES_AT_ONCE = 2**26
+"""Of pictures that stay in memory of one row group, and of what is decoded at once: no batch is larger unless
+a single row is.
+"""
+
+TEXTS = 2**28
+"""Bytes of a file's texts when they are decoded: for 500,000 products and more."""
+
+KEPT = 2  # row groups, of all files of a split; MERIT's are read in order
+
+
+_UNREADABLE = (pa.ArrowException, OSError, ValueError)
 
 
 class PictureFile:
-    """A parquet file of products, whose column `image` is `datasets`' struct of bytes and path.
+    """A parquet file of products, whose column `image` is `datasets`' struct of bytes and path, or one of the
+    two.
 
-    Raises ItemError for a file that cannot be read or lacks a column. `folder` is where paths may lead to.
+    Raises ItemError for a file that cannot be read or lacks a column. `folder` is where paths may lead to,
+    `kept` the pictures in memory, which files may share.
     """
 
-    def __init__(self, file: Path, folder: Path, remote_images: bool = False):
+    def __init__(
+        self, file: Path, folder: Path, remote_images: bool = False, kept: "KeptGroups | None" = None
+    ):
         self.file, self.folder, self.remote_images = file, folder.resolve(), remote_images
+        self._kept = kept or KeptGroups()
         try:
             self._parquet = parquet.ParquetFile(file, memory_map=True)
-        except (pa.ArrowException, OSError) as error:
-            raise ItemError(str(file), f"is no parquet file ({error}); download it again") from None
-        missing = [name for name in COLUMNS if name not in self._parquet.schema_arrow.names]
-        if missing:
-            raise ItemError(str(file), f"has no field {', '.join(map(repr, missing))}")
+            groups = [self._parquet.metadata.row_group(i) for i in range(self._parquet.num_row_groups)]
+            names = self._parquet.schema_arrow.names
+        except _UNREADABLE as error:
+            raise ItemError(str(file), f"is no parquet file ({_short(error)}); download it again") from None
+        if missing := [name for name in COLUMNS if names.count(name) != 1]:
+            raise ItemError(str(file), f"has no field {', '.join(map(repr, missing))}, or has it twice")
         self._starts = [0]
-        for group in range(self._parquet.num_row_groups):
-            self._starts.append(self._starts[-1] + self._parquet.metadata.row_group(group).num_rows)
-        self._kept: OrderedDict[int, list] = OrderedDict()
-        self._lock = threading.Lock()
+        for group in groups:
+            self._starts.append(self._starts[-1] + group.num_rows)
         state = file.stat()
         self.state = f"{file.resolve()}:{state.st_size}:{state.st_mtime_ns}"
 
     def __len__(self) -> int:
         return self._starts[-1]
 
-    def rows(self) -> Iterator[dict]:
-        """All fields but the picture, row by row."""
-        names = [name for name in COLUMNS if name != "image"]
+    def rows(self) -> Iterator[dict | ItemError]:
+        """All fields but the picture, row by row; an error for a row whose texts are no UTF-8.
+
+        Raises ItemError for a file that is damaged, or whose texts are too large for memory.
+        """
+        number = size = 0
+        for group in range(self._parquet.num_row_groups):
+            for batch in self._batches(group, [name for name in COLUMNS if name != "image"]):
+                size += batch.nbytes
+                if size > TEXTS:
+                    problem = f"the texts up to here take more than {TEXTS:,} bytes; split the file"
+                    raise ItemError(f"{self.file}, row {number}", problem)
+                for row in self._read(batch, number):
+                    yield row
+                    number += 1
+
+    def _batches(self, group: int, columns: Collection[str]) -> Iterator[pa.RecordBatch]:
         try:
-            for batch in self._parquet.iter_batches(columns=names):
-                yield from batch.to_pylist()
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise ItemError(str(self.file), f"is damaged ({error}); download it again") from None
+            count = _rows_at_once(self._parquet.metadata.row_group(group), columns)
+            read = self._parquet.iter_batches(count, [group], list(columns), use_threads=False)
+            yield from map(_plain, read)
+        except _UNREADABLE as error:
+            problem = f"is damaged: {', '.join(columns)} cannot be read ({_short(error)}); download it again"
+            raise ItemError(str(self.file), problem) from None
+
+    def _read(self, batch: pa.RecordBatch, number: int) -> list[dict | ItemError]:
+        try:
+            return batch.to_pylist()
+        except _UNREADABLE as error:  # no UTF-8, or a date that Python has none for
+            if len(batch) > 1:
+                rows = range(len(batch))
+                return [row for i in rows for row in self._read(batch.slice(i, 1), number + i)]
+            problem = f"cannot be read ({_short(error)}); repair the row"
+            return [ItemError(f"{self.file}, row {number}", problem)]
 
     def picture(self, row: int) -> "StoredPicture":
         return StoredPicture(self, row)
@@ -59,50 +104,118 @@ class PictureFile:
         Raises ItemError for a row without a picture, or one that leads elsewhere.
         """
         at = f"{self.file}, row {row}"
-        value = self._group(row, at)
-        if isinstance(value, bytes):
-            return value
-        if isinstance(value, dict) and value.get("bytes"):
-            return value["bytes"]
-        address = value.get("path") if isinstance(value, dict) else value
-        if not address or not isinstance(address, str):
-            raise ItemError(at, "field 'image' is empty; the picture should be in the file")
+        group = bisect_right(self._starts, row) - 1
+        try:
+            value = self._kept.read(self, group, row - self._starts[group])
+        except ItemError as error:
+            raise ItemError(at, error.problem) from None
+        own = value if isinstance(value, dict) else {"bytes": value, "path": value}
+        content, address = own.get("bytes"), own.get("path")
+        if isinstance(content, bytes) and content:
+            return content
+        if not isinstance(address, str) or not address:
+            raise ItemError(at, f"field 'image' is {brief(value)}; the picture should be in the file")
         if address.startswith(("http://", "https://")):
             if not self.remote_images:
                 raise ItemError(
                     at,
-                    f"field 'image' is the address {address[:200]!r}; set remote_images=True to have it "
+                    f"field 'image' is the address {brief(address)}; set remote_images=True to have it "
                     "fetched",
                 )
             return address
         return self._inside(address, at)
 
-    def _group(self, row: int, at: str):
-        group = next(g for g, start in enumerate(self._starts[1:]) if row < start)
-        with self._lock:
-            if group not in self._kept:
-                try:
-                    table = self._parquet.read_row_group(group, columns=["image"])
-                except (pa.ArrowException, OSError) as error:
-                    raise ItemError(
-                        at, f"field 'image' cannot be read ({error}); download it again"
-                    ) from None
-                self._kept[group] = table.column("image")
-                while len(self._kept) > KEPT:
-                    self._kept.popitem(last=False)
-            self._kept.move_to_end(group)
-            return self._kept[group][row - self._starts[group]].as_py()
-
     def _inside(self, address: str, at: str) -> Path:
         try:
             path = (self.folder / address).resolve()
         except (OSError, ValueError) as error:
-            raise ItemError(at, f"field 'image' is {address[:200]!r}, no path ({error})") from None
+            raise ItemError(at, f"field 'image' is {brief(address)}, no path ({error})") from None
         if "://" in address or not path.is_relative_to(self.folder):
             raise ItemError(
-                at, f"field 'image' leads to {address[:200]!r}, outside {self.folder}; it is not followed"
+                at, f"field 'image' leads to {brief(address)}, outside {self.folder}; it is not followed"
             )
         return path
+
+
+def _rows_at_once(group: parquet.RowGroupMetaData, columns: Collection[str]) -> int:
+    """So few that they take BYTES_AT_ONCE even if every row held all that the columns hold: a value is
+    written once and repeated by a dictionary.
+    """
+    parts = [group.column(i) for i in range(group.num_columns)]
+    size = sum(p.total_uncompressed_size for p in parts if p.path_in_schema.split(".")[0] in columns)
+    return max(1, min(BYTES_AT_ONCE // max(size, 1), 1024))
+
+
+def _plain(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """With values in place of indices into a dictionary: what they take is seen."""
+    if not any(pa.types.is_dictionary(kind) for kind in batch.schema.types):
+        return batch
+    columns = [c.dictionary_decode() if pa.types.is_dictionary(c.type) else c for c in batch.columns]
+    return pa.RecordBatch.from_arrays(columns, batch.schema.names)
+
+
+def _short(error: Exception) -> str:
+    return one_line(str(error), 100)
+
+
+class _Group:
+    """A row group's pictures, read forwards; the last batches stay in memory."""
+
+    def __init__(self, file: PictureFile, number: int):
+        self._batches = file._batches(number, ["image"])
+        self._kept: list[pa.Array] = []
+        self._starts: list[int] = []
+        self._end = self.size = 0
+
+    def reaches(self, row: int) -> bool:
+        """Whether the row is in memory or still to come."""
+        return row >= (self._starts[0] if self._starts else 0)
+
+    def read(self, row: int) -> object:
+        while row >= self._end:
+            self._take(next(self._batches).column("image"))
+        at = bisect_right(self._starts, row) - 1
+        return self._kept[at][row - self._starts[at]].as_py()
+
+    def _take(self, batch: pa.Array) -> None:
+        self._kept.append(batch)
+        self._starts.append(self._end)
+        self._end += len(batch)
+        self.size += batch.nbytes
+        while self.size > BYTES_AT_ONCE and len(self._kept) > 1:
+            self.size -= self._kept.pop(0).nbytes
+            self._starts.pop(0)
+
+
+class KeptGroups:
+    """The row groups whose pictures were read last, of any file."""
+
+    def __init__(self) -> None:
+        self._groups: OrderedDict[tuple[PictureFile, int], _Group] = OrderedDict()
+        self._lock = threading.Lock()
+
+    @property
+    def size(self) -> int:
+        """Bytes of pictures in memory."""
+        return sum(group.size for group in self._groups.values())
+
+    def read(self, file: PictureFile, number: int, row: int) -> object:
+        """The value of `image` in a row of a row group. Raises ItemError if it cannot be read."""
+        with self._lock:
+            group = self._groups.pop((file, number), None)  # it comes back as the last one, if it can be read
+            if group is None or not group.reaches(row):
+                group = _Group(file, number)
+            try:
+                value = group.read(row)
+            except ItemError:
+                raise
+            except (StopIteration, *_UNREADABLE) as error:
+                problem = f"field 'image' cannot be read ({_short(error)}); download the file again"
+                raise ItemError(str(file.file), problem) from None
+            self._groups[file, number] = group
+            if len(self._groups) > KEPT:
+                self._groups.popitem(last=False)
+            return value
 
 
 @dataclass(frozen=True)
@@ -138,8 +251,8 @@ def fetch(address: str, item: str) -> bytes:
                 content += piece
                 if len(content) > LONGEST:
                     raise ItemError(
-                        item, f"picture {address[:200]!r} has more than {LONGEST:,} bytes; shrink it"
+                        item, f"picture {brief(address)} has more than {LONGEST:,} bytes; shrink it"
                     )
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise ItemError(item, f"picture {address[:200]!r} cannot be fetched ({error})") from error
+        raise ItemError(item, f"picture {brief(address)} cannot be fetched ({error})") from error
     return bytes(content)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from tqdm.auto import tqdm
 
 from coral_lab.errors import ItemError
 from coral_lab.query import Dataset, Product, Query, name_of
+from coral_lab.sources.border import brief
 from coral_lab.sources.instructions import instruction
 
 
@@ -17,10 +19,11 @@ def write_merit(dataset: Dataset, folder: str | Path, split: str, limit: int | N
 
     `data/{split}-00000-of-00001.parquet` holds the products, with JPEG pictures as `datasets` stores them and
     the attributes as a JSON string; `queries-{split}.json` one query a line. With `limit`, only the first so
-    many queries, and the products that they name. Pictures are opened and written in batches. Ids must be
-    whole numbers, as MERIT's.
+    many queries, and the products that they name. Pictures are opened and written in batches. Raises
+    ItemError for what these formats cannot hold: ids that are no whole numbers, a product without a picture,
+    two conditions on one product.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     (folder / "data").mkdir(parents=True, exist_ok=True)
     queries, products = dataset.queries, dataset.products
     if limit is not None:
@@ -40,13 +43,22 @@ def _mentioned(query: Query) -> Iterator[str]:
 
 def _query_record(query: Query) -> dict:
     """One line of MERIT's query files."""
+    name = name_of(query)
     wanted = {condition.product.id: {condition.attribute: condition.value} for condition in query.conditions}
+    if len(wanted) < len(query.conditions):
+        raise ItemError(name, "has two conditions on one product, and MERIT's files hold one; leave it out")
     return {
         "query": wanted,
-        "pos_candidate": [int(id) for id in query.positives],
-        "hard_negative": [int(id) for id in query.hard_negatives],
+        "pos_candidate": [_number(id, name) for id in query.positives],
+        "hard_negative": [_number(id, name) for id in query.hard_negatives],
         "query instruction": instruction(query),
     }
+
+
+def _number(id: str, item: str) -> int:
+    if not re.fullmatch(r"0|-?[1-9][0-9]{0,17}", id):
+        raise ItemError(item, f"id {brief(id)} is no whole number, as MERIT's are; number the products")
+    return int(id)
 
 
 def _write_products(path: Path, products, split: str, batch: int = 256) -> None:
@@ -81,9 +93,11 @@ def _product_record(product: Product) -> dict:
     if (picture := product.picture) is None:
         raise ItemError(name_of(product), "has no picture, and MERIT's products all have one; leave it out")
     picture.save(file, "JPEG", quality=92)
-    attributes = {key: values[0] for key, values in product.attributes.items()}
+    attributes = {
+        key: values[0] if len(values) == 1 else values for key, values in product.attributes.items()
+    }
     return {
-        "idx": int(product.id),
+        "idx": _number(product.id, name_of(product)),
         "image": {"bytes": file.getvalue(), "path": f"{product.id}.jpg"},
         "title": product.title,
         "class": product.class_name,

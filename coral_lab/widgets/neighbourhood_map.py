@@ -14,8 +14,9 @@ import pandas as pd
 import plotly.graph_objects as go
 from jaxtyping import Bool, Float, Float32
 
-from coral_lab.query import Product, Query, text_of
+from coral_lab.query import Product, Query
 from coral_lab.results import GREY, Gallery, flow, grey, paragraph, product_img, tile
+from coral_lab.sources.border import text_of
 from coral_lab.store.topk import top_k
 from coral_lab.study.plots import PALETTE, SYMBOLS, plain
 from coral_lab.widgets import map_drawing

@@ -6,8 +6,9 @@ from html import escape
 
 import ipywidgets as widgets
 
-from coral_lab.query import Product, text_of
+from coral_lab.query import Product
 from coral_lab.results import FRAME, PLAIN, grey, paragraph, product_img
+from coral_lab.sources.border import text_of
 from coral_lab.widgets.parts import LABELLED, Message, button, wrapped
 
 PAGE = 12  # products seen at once

@@ -169,3 +169,23 @@ def test_a_data_address_with_line_breaks_is_read_as_the_cards_code_does(random_m
     for text in (lines, lines.replace("\n", "\r\n"), f" {lines} ", lines.replace("\n", "")):
         found = encode(random_model, shown(f"data:image/png;base64,{text}"))
         np.testing.assert_array_equal(found, encode(random_model, shown(content)))
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"type": "image", "text": "a bag"},
+        {"type": "image", "image": b"1", "text": "a bag"},
+        {"type": "text", "image": b"1"},
+        {"text": "a bag", "image": b"1"},
+        {"image": b"1", "image_url": b"2"},
+        {"type": "image_url", "image": b"1"},
+        {"type": "audio", "text": "a bag"},
+        {"type": "text"},
+        {},
+    ],
+    ids=str,
+)
+def test_an_entry_of_which_something_would_stay_unread_is_refused(random_model, entry):
+    with pytest.raises(ItemError, match="give it a text or an image, and that type"):
+        encode(random_model, [{"role": "user", "content": [entry]}])
