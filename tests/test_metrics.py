@@ -18,8 +18,10 @@ from coral_lab.metrics import (
     MISS,
     Estimate,
     best_ranks,
+    crossed_change,
     crossed_estimate,
     estimate,
+    holm,
     ndcg,
     paired_difference,
     recall_at,
@@ -42,12 +44,13 @@ def test_the_reciprocal_rank_counts_nothing_beyond_ten():
 
 def test_the_authors_example_of_a_miss_counts_zero_in_every_metric():
     ranks = np.array([MISS, MISS])
-    assert recall_at(ranks, 10).mean() == reciprocal_rank(ranks).mean() == 0
+    with np.errstate(all="raise"):  # nor is anything divided by nothing
+        assert recall_at(ranks, 10).mean() == reciprocal_rank(ranks).mean() == 0
 
 
 def test_the_best_placed_positive_sets_the_rank():
     relevant = np.array([[0, 1, 1], [1, 0, 1], [0, 0, 0], [0, 0, 1]], bool)
-    assert best_ranks(relevant).tolist() == [2, 1, MISS, 3]
+    assert best_ranks(relevant).tolist() == [2, 1, -1, 3]
 
 
 def random_relevance(queries: int = 40, width: int = 15, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -153,6 +156,16 @@ def test_the_interval_covers_the_truth_about_95_times_in_100(rate):
     assert 0.92 < covered < 0.98  # three standard errors
 
 
+def test_unless_told_otherwise_it_is_95_percent_of_2000_resamples_by_the_seed_0():
+    """Else figures that were published could not be had again."""
+    values = np.random.default_rng(0).random((30, 3))
+    assert estimate(values[:, 0]) == estimate(values[:, 0], 0.95, 2000, 0)
+    assert crossed_estimate(values) == crossed_estimate(values, 0.95, 2000, 0)
+    assert crossed_change(values, values**2) == crossed_change(values, values**2, 0.95, 2000, 0)
+    pair = values[:, 0], values[:, 1]
+    assert paired_difference(*pair) == paired_difference(*pair, 0)
+
+
 def test_an_estimate_is_read_as_mean_and_interval():
     assert str(Estimate(0.6968, 0.65, 0.74, 100)) == "0.697 [0.650, 0.740]"
 
@@ -230,3 +243,60 @@ def test_seeds_that_differ_widen_the_crossed_interval():
 def test_no_values_have_no_crossed_estimate():
     with pytest.raises(ValueError, match="at least one query and one seed"):
         crossed_estimate(np.empty((0, 3)))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 4), (7, 1), (7, 4)])
+def test_a_change_by_the_same_factor_everywhere_has_an_interval_of_no_width(shape):
+    baseline = 0.1 + np.random.default_rng(0).random(shape)
+    found = crossed_change(1.5 * baseline, baseline)
+    assert (found.mean, found.low, found.high) == pytest.approx((0.5, 0.5, 0.5))
+    assert found.n == shape[0]
+
+
+def test_a_change_is_drawn_together_with_its_baseline():
+    """Two seeds: unchanged in one, three times as much in the other. A draw has the first alone, both or the
+    second alone, each end in a quarter of them.
+    """
+    baseline, values = np.tile([2.0, 1.0], (50, 1)), np.tile([2.0, 3.0], (50, 1))
+    found = crossed_change(values, baseline)
+    assert (found.mean, found.low, found.high, found.n) == (pytest.approx(5 / 3 - 1), 0, 2, 50)
+
+
+def test_the_interval_of_a_change_is_that_of_resampling_queries_and_seeds():
+    random = np.random.default_rng(0)
+    baseline = random.random((40, 3))
+    values, changes = baseline + random.random((40, 3)), []
+    for _ in range(4000):
+        rows, columns = random.integers(40, size=40), random.integers(3, size=3)
+        drawn = np.ix_(rows, columns)
+        changes.append(values[drawn].mean() / baseline[drawn].mean() - 1)
+    for confidence, ends in ((0.95, [0.025, 0.975]), (0.5, [0.25, 0.75])):
+        found, (low, high) = crossed_change(values, baseline, confidence), np.quantile(changes, ends)
+        assert (found.low, found.high) == pytest.approx((low, high), abs=0.1 * (high - low))
+
+
+def test_a_change_needs_pairs_and_a_baseline_that_is_not_zero_throughout():
+    unchecked, ones = unwrap(crossed_change), np.ones((4, 2))
+    for values, baseline in ((ones, np.ones((4, 1))), (ones, 0 * ones)):
+        with pytest.raises(ValueError, match=r"shape \(4, 2\), the baseline's of .* with mean"):
+            unchecked(values, baseline)
+    some = np.array([[1.0, 0.0], [0.0, 0.0]])
+    assert crossed_change(2 * some, some).mean == 1  # one hit is enough
+
+
+# ---- several tests
+
+
+@pytest.mark.parametrize(
+    ("given", "corrected"),
+    [
+        (
+            [0.01, 0.04, 0.03, 0.005],
+            [0.03, 0.06, 0.06, 0.02],
+        ),  # 4 · 0.005, 3 · 0.01, 2 · 0.03, and not below it
+        ([0.9, 0.6], [1, 1]),
+        ([0.2], [0.2]),
+    ],
+)
+def test_holms_correction_by_hand(given, corrected):
+    assert holm(np.array(given)) == pytest.approx(corrected)

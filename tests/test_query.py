@@ -16,7 +16,7 @@ from PIL import Image
 from coral_lab.errors import ItemError
 from coral_lab.images import open_image
 from coral_lab.prompts import FORMATS, instructions, messages, parts
-from coral_lab.query import AS_IMAGE, Condition, Dataset, Product, Query
+from coral_lab.query import AS_IMAGE, Condition, Dataset, Product, Query, Traits, right_answers
 from tests import model_card
 
 HOSTILE = "<script>alert(\"1\")</script>\n'quoted' & <b>bold"
@@ -75,6 +75,12 @@ def test_nothing_can_be_changed():
             setattr(item, name, "other")
     with pytest.raises(TypeError):
         reference(1, attributes={"color": ("red",)}).attributes["color"] = ("blue",)
+
+
+@pytest.mark.parametrize("name", ["positives", "hard_negatives"])
+def test_answers_are_ids(name):
+    with pytest.raises(ItemError, match=f"query 'q'.*{name}"):
+        Query("q", "bag", **{name: ("p1", "")})
 
 
 def test_attributes_do_not_follow_the_dict_they_came_from():
@@ -164,6 +170,96 @@ def test_a_product_is_found_by_its_id():
     assert shop.product("p2").title == "Title 2"
     with pytest.raises(KeyError, match="no product 'p9' among the 2 of small shop"):
         shop.product("p9")
+
+
+# ---- datasets
+
+
+def facts(id: str, color: str = "red", size: str = "S", class_name: str = "bag") -> Product:
+    return Product(id, class_name=class_name, attributes={"color": (color,), "size": (size,)})
+
+
+def test_right_answers_have_the_class_and_every_value_and_are_not_shown():
+    shown = facts("shown")
+    products = [
+        shown,
+        facts("a"),
+        facts("b", "blue"),
+        facts("c", size="L"),
+        facts("d", class_name="hat"),
+        facts("e"),
+    ]
+    both = (Condition("color", shown, "red"), Condition("size", shown, "S"))
+    assert right_answers(Query("q", "bag", both), products) == ("a", "e")
+    assert right_answers(Query("q", "bag", both, "."), products) == ("a", "e")  # says nothing
+    assert right_answers(Query("q", "bag", both[:1]), products) == ("a", "c", "e")
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        Query("q", "bag"),
+        Query("q", "bag", text=" in red."),
+        Query("q", "bag", (Condition("color", facts("r"), "red"),), " with a strap."),
+        Query("q", "bag", (Condition("color", facts("r"), "red"), Condition("size", facts("r"), ""))),
+        Query("q", "bag", (Condition("color", facts("r"), "red"), Condition("size", facts("r"), AS_IMAGE))),
+    ],
+    ids=["class", "text", "text beside", "no value", "as product image"],
+)
+def test_where_words_alone_say_what_is_wanted_nobody_knows_the_right_answers(query):
+    assert right_answers(query, [facts("a"), facts("b")]) == ()
+
+
+def held_back() -> Dataset:
+    """Queries by one or two of colour and size over titles in one or two languages."""
+    asked = {
+        "size": (["size"], ["en"], "bag"),
+        "color": (["color"], ["th"], "bag"),
+        "both": (["color", "size"], ["en", "th"], "hat"),
+        "thai": (["color", "brand"], ["th", "vi"], "hat"),
+        "words": ([], [], "bag"),
+    }
+    queries = [
+        Query(
+            id,
+            name,
+            tuple(
+                Condition(attribute, Product(f"{id} {attribute}", language=language))
+                for attribute, language in zip(attributes, languages, strict=True)
+            ),
+            " in red",
+        )
+        for id, (attributes, languages, name) in asked.items()
+    ]
+    traits = Traits(held_back={"attribute": ("size", "trim"), "class": ("hat",), "language": ("th", "vi")})
+    return Dataset("toy", [], queries, traits=traits)
+
+
+@pytest.mark.parametrize(
+    ("kind", "unseen", "seen"),
+    [
+        ("attribute", ["size", "both"], ["color", "thai", "words"]),  # any of its conditions
+        ("class", ["both", "thai"], ["size", "color", "words"]),
+        # all of its titles: one in two languages belongs to neither
+        ("language", ["color", "thai", "words"], ["size", "words"]),
+    ],
+)
+def test_what_is_out_of_distribution(kind, unseen, seen):
+    shop = held_back()
+    for wanted, expected in ((True, unseen), (False, seen)):
+        found = shop.out_of_distribution(kind, wanted)
+        assert [query.id for query in found.queries] == expected
+        assert found.name == f"toy, {kind} {'unseen' if wanted else 'seen'}"
+    assert shop.out_of_distribution(kind) == shop.out_of_distribution(kind, True)
+    with pytest.raises(ValueError, match="'color' of toy is not known; it has attribute, class, language"):
+        shop.out_of_distribution("color")
+
+
+def test_a_smaller_pool_is_the_answers_and_the_first_others():
+    shop = Dataset("toy", [facts(f"p{i}") for i in range(6)], [])
+    queries = [Query("q", "bag", positives=("p4", "p1")), Query("r", "bag", positives=("p4",))]
+    for count, expected in ((0, "14"), (2, "14"), (3, "014"), (4, "0124"), (99, "012345")):
+        assert [product.id for product in shop.smaller_pool(queries, count)] == [f"p{i}" for i in expected]
 
 
 # ---- order of conditions

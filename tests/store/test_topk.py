@@ -225,6 +225,16 @@ def test_no_answer_depends_on_what_else_is_asked_or_on_blocks(monkeypatch):
         np.testing.assert_array_equal(scores, whole[0])
 
 
+def test_a_list_longer_than_a_block_is_worked_out_query_by_query(monkeypatch):
+    left = by_int8(monkeypatch)
+    candidates = clusters(3000, 64, 0, 0.5)
+    monkeypatch.setattr(topk, "QUERIES", 1)
+    found = top_k(candidates[:9], topk.prepare(candidates), 20)  # 80 are kept, of a block of 64
+    for one, other in zip(found, sorted_dots(candidates[:9], candidates, 20), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert left
+
+
 def test_without_int8_a_pool_is_searched_in_float32(monkeypatch):
     candidates = clusters(3000, 64, 0, 0.5)
     expected = top_k(candidates[:30], topk.prepare(candidates), 10)
@@ -261,8 +271,77 @@ def test_a_pool_that_cannot_be_is_refused():
     broken[4321, 3] = np.nan
     with pytest.raises(ValueError, match="candidates hold NaN or infinity in row 4321"):
         topk.prepare(broken)
+    for shape in ((8,), (2, 3, 8)):
+        with pytest.raises(ValueError, match=r"give \[candidate, dim\]"):
+            unwrap(topk.prepare)(np.zeros(shape, np.float32))
     with pytest.raises(ValueError, match=r"shapes are \(2, 8\) and \(9, 7\)"):
         top_k(vectors(2), topk.prepare(vectors(9, 7)), 1)
     assert len(topk.prepare(vectors(9))) == 9
     large = np.full((3, 4), 1e30, np.float32)  # finite, though its squares are not
     assert topk.prepare(large).norm == pytest.approx(2e30)
+
+
+@pytest.mark.parametrize("dim", [3, 64, 500])
+def test_what_int8_says_of_a_product_is_off_by_no_more_than_its_bound(dim):
+    """q·c is q·centre + q̂·ĉ within |r| |c - centre| + |q̂| |s|, here in double precision."""
+    candidates, queries = clusters(600, dim, 0, 0.7) + 0.3, unit(20, dim, 7)
+    pool = topk._encode(candidates, topk._largest_norm(candidates, "candidates"))
+    rest = candidates.astype(float) - pool.centre
+    kept = pool.codes.numpy().astype(float) * pool.scales.numpy()[:, None]
+    assert pool.norm == pytest.approx(np.linalg.norm(candidates, axis=1).max())
+    assert pool.radius == pytest.approx(np.linalg.norm(rest, axis=1).max(), rel=1e-4)
+    assert pool.residual == pytest.approx(np.linalg.norm(rest - kept, axis=1).max(), rel=1e-3)
+    assert np.abs(pool.codes.numpy()).max(1).tolist() == [127] * len(candidates)  # nothing is given away
+    codes, scale, residual = topk._codes(queries)
+    asked = codes.numpy().astype(float) * scale[:, None]
+    np.testing.assert_allclose(residual, np.linalg.norm(queries - asked, axis=1), rtol=1e-3)
+    wrong = np.abs(queries.astype(float) @ rest.T - asked @ kept.T)
+    bound = residual * pool.radius + (1 + residual) * pool.residual
+    assert (wrong <= bound[:, None]).all()
+
+
+def test_rounding_is_the_bound_of_a_sum_in_any_order():
+    queries, row = unit(3, 50, 1) * np.array([[1], [2], [4]], np.float32), unit(1, 50, 2)
+    bound = topk._rounding(queries, 3.0)
+    np.testing.assert_allclose(bound, 58 * 2.0**-23 * 3 * np.array([1, 2, 4]), rtol=1e-5)
+    orders = [np.random.default_rng(seed).permutation(50) for seed in range(200)]
+    sums = np.array(
+        [[np.cumsum((q * row[0])[order], dtype=np.float32)[-1] for order in orders] for q in queries]
+    )
+    assert (np.ptp(sums, axis=1) <= topk._rounding(queries, 1.0)).all()
+    assert (np.ptp(sums, axis=1) > 0).any()
+
+
+@pytest.mark.parametrize(
+    ("rows", "dim", "queries", "pays"),
+    [(2048, 4, 5, True), (4096, 2, 6, True), (2047, 5, 5, False), (2048, 3, 5, False), (2048, 4, 4, False)],
+)
+def test_a_pool_is_prepared_for_one_call_where_that_pays(monkeypatch, rows, dim, queries, pays):
+    """Sixteen rows for each of two halves of 64 that are kept, numbers enough, and queries enough."""
+    prepared, prepare = [], topk.prepare
+    monkeypatch.setattr(topk, "SIZE", 2048 * 4)
+    monkeypatch.setattr(topk, "MANY", 5)
+    monkeypatch.setattr(topk, "prepare", lambda rows: prepared.append(rows) or prepare(rows))
+    top_k(vectors(queries, dim), vectors(rows, dim, 1), 16)
+    assert len(prepared) == pays
+
+
+@pytest.mark.parametrize(
+    ("rows", "k", "kept"),
+    [
+        (2047, 1, []),
+        (2048, 1, [64]),
+        (32 * 80 - 1, 20, []),
+        (32 * 80, 20, [80]),
+        (32 * 1024 - 1, 1, [64]),
+        (32 * 1024, 1, [64, 1024]),
+    ],
+)
+def test_a_short_list_is_tried_before_a_long_one_where_rows_are_enough(monkeypatch, rows, k, kept):
+    tried, candidates = [], vectors(rows, 2)
+    pool = topk.Prepared(candidates, topk._largest_norm(candidates, "candidates"), codes="some")
+    monkeypatch.setattr(topk, "_by_int8", lambda *own: tried.append(own[3]) or own[4])  # tells nothing apart
+    found = top_k(candidates[:2], pool, k)
+    assert tried == kept
+    for one, other in zip(found, top_k(candidates[:2], candidates, k), strict=True):
+        np.testing.assert_array_equal(one, other)

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from coral_lab import Condition, Product, Query, Settings, encode, evaluate, index
+from coral_lab.evaluation import Result
 from coral_lab.metrics import paired_difference
 from coral_lab.study.comparison import compare_edits, conditions_met, first_hits, judged
 
@@ -75,6 +76,30 @@ def test_first_hits_are_the_best_rows(pool, query):
     )
     with pytest.raises(ValueError, match="nothing but its own references"):
         first_hits(alone)
+
+
+def test_first_hits_need_one_for_each_query():
+    products = [Product("a"), Product("b")]
+    queries = [Query("q", "bag"), Query("r", "bag")]
+
+    def found(*rows: list[int]) -> Result:
+        return Result("m", queries, products, np.array(rows), np.zeros((2, 2), np.float32))
+
+    assert first_hits(found([1, -1], [0, 1])) == [products[1], products[0]]
+    for rows in (([0, 1], [-1, -1]), ([-1, -1], [-1, -1])):
+        with pytest.raises(ValueError, match="nothing but its own references"):
+            first_hits(found(*rows))
+
+
+def test_the_rank_that_counts_as_right_can_be_named():
+    ranks = {"as asked": [1, 3, 0, 2], "other": [3, 4, 1, 0]}
+    table = pd.DataFrame(
+        {"query": f"q{i}", "format": name, "rank": rank}
+        for name, own in ranks.items()
+        for i, rank in enumerate(own)
+    )
+    found = compare_edits(table, "format", "as asked", k=3).loc["other"]
+    assert (found["R@3"], found["difference"]) == (2 / 4, -1 / 4)
 
 
 def test_conditions_met_by_hand():

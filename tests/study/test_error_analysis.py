@@ -85,3 +85,8 @@ def test_right_answers_are_no_mistakes_and_a_missing_one_has_no_gap():
     )
     row = mistakes(lost, TRAITS).iloc[0]
     assert (row["rank"], np.isnan(row["gap"])) == (-1, True)
+
+
+def test_a_query_that_found_nothing_made_no_mistake():
+    nothing = Result("m", [QUERY], [RIGHT], np.array([[-1, -1]]), np.full((1, 2), np.nan, np.float32))
+    assert mistakes(nothing, TRAITS).empty

@@ -1,5 +1,8 @@
 """Geometry against scikit-learn, scipy and cases that can be worked out by hand."""
 
+import sys
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -46,6 +49,7 @@ def test_anisotropy_by_hand():
 
 def test_alignment_and_uniformity_by_hand():
     assert geometry.alignment(circle(0, 90), circle(0, 270)) == pytest.approx(2.0)  # distances² 0 and 4
+    assert geometry.alignment(circle(0, 90), circle(0, 180)) == pytest.approx(1.0)  # distances² 0 and 2
     assert geometry.uniformity(circle(0, 180)) == pytest.approx(-8)  # distance² 4
     assert geometry.uniformity(circle(30, 30)) == pytest.approx(0)
     rows = sphere(60, 5)
@@ -59,6 +63,24 @@ def test_a_sample_of_pairs_estimates_all(monkeypatch):
     monkeypatch.setattr(geometry, "PAIRS", 20_000)
     assert geometry.uniformity(rows) == pytest.approx(whole[0], abs=0.05)
     assert geometry.anisotropy(rows) == pytest.approx(whole[1], abs=0.02)
+
+
+def test_all_pairs_are_taken_up_to_as_many_as_there_may_be(monkeypatch):
+    rows = sphere(5, 3)  # ten pairs
+    whole = geometry.uniformity(rows), geometry.anisotropy(rows)
+    monkeypatch.setattr(geometry, "PAIRS", 10)
+    assert (geometry.uniformity(rows, 7), geometry.anisotropy(rows, 7)) == whole
+    monkeypatch.setattr(geometry, "PAIRS", 9)
+    assert geometry.uniformity(rows) == geometry.uniformity(rows, 0) != geometry.uniformity(rows, 1)
+    assert geometry.anisotropy(rows) == geometry.anisotropy(rows, 0) != geometry.anisotropy(rows, 1)
+
+
+def test_a_row_is_never_paired_with_itself(monkeypatch):
+    monkeypatch.setattr(geometry, "PAIRS", 1000)
+    left, right = geometry._pairs(46, 0)
+    assert (left != right).all()
+    assert set(left) == set(right) == set(range(46))
+    assert np.bincount((right - left) % 46).max() < 3 * 1000 / 45  # every distance is as likely
 
 
 def test_modality_gap_by_hand():
@@ -75,6 +97,8 @@ def test_hubness_is_the_skewness_of_occurrences():
     assert geometry.hubness(rows, 5) == pytest.approx(stats.skew(counts))
     hub = np.concatenate([np.eye(40, dtype=np.float32), np.full((1, 40), 40**-0.5, np.float32)])
     assert geometry.hubness(hub, 1) > 3
+    assert geometry.occurrences(rows).sum() == 10 * 300
+    assert geometry.hubness(rows) == geometry.hubness(rows, 10)
 
 
 @pytest.mark.parametrize("dim", [2, 5])
@@ -95,6 +119,7 @@ def test_pca_finds_the_plane_that_points_lie_in():
     )
     places, share = geometry.pca(plane.astype(np.float32))
     assert share.sum() == pytest.approx(1, abs=1e-5)
+    assert places.shape == (100, 2)
     np.testing.assert_allclose(cdist(places, places), cdist(plane, plane), atol=1e-3)
 
 
@@ -108,10 +133,10 @@ def test_a_map_that_is_the_space_tears_nothing_and_a_random_one_nearly_all():
 def test_trustworthiness_of_the_space_itself_and_of_noise():
     rows = sphere(200, 3)
     random = np.random.default_rng(0).standard_normal((200, 2))
-    for places in (rows[:, :2].astype(float), random):
-        distances = np.clip(1 - rows.astype(float) @ rows.T.astype(float), 0, 2)
-        expected = trustworthiness(distances, places, n_neighbors=6, metric="precomputed")
-        assert geometry.trustworthiness(rows, places, 6) == pytest.approx(expected, abs=1e-6)
+    distances = np.clip(1 - rows.astype(float) @ rows.T.astype(float), 0, 2)
+    for places, k in ((rows[:, :2].astype(float), 6), (random, 6), (random, 1), (random, 99)):
+        expected = trustworthiness(distances, places, n_neighbors=k, metric="precomputed")
+        assert geometry.trustworthiness(rows, places, k) == pytest.approx(expected, abs=1e-6)
     flat = circle(*np.random.default_rng(0).uniform(0, 360, 100))
     assert geometry.trustworthiness(flat, flat.astype(float), 6) == pytest.approx(1)
     assert geometry.trustworthiness(rows, random, 6) < 0.7
@@ -123,6 +148,7 @@ def test_trustworthiness_of_a_sample_is_near_that_of_all():
     whole = geometry.trustworthiness(rows, places, 10, most=3000)
     assert geometry.trustworthiness(rows, places, 10, most=800) == pytest.approx(whole, abs=0.01)
     assert geometry.trustworthiness(rows, places, 10, most=800, seed=1) != whole
+    assert geometry.trustworthiness(rows, places, 10) == geometry.trustworthiness(rows, places, 10, 2000, 0)
 
 
 def test_shared_labels_by_hand():
@@ -173,6 +199,58 @@ def test_what_is_projected_away_no_mean_shows_any_more():
     np.testing.assert_allclose(plane, circle(0, 60), atol=1e-6)
 
 
+def test_what_a_map_is_asked_for(monkeypatch):
+    """By name, without drawing one: cosine, the seed, 15 neighbours or as many others as there are."""
+    asked = []
+
+    class Asked:
+        def __init__(self, **options):
+            asked.append(options)
+
+        def fit_transform(self, rows, relations=None):
+            asked[-1]["relations"] = relations
+            return (
+                np.zeros((len(rows), 2)) if relations is None else [np.zeros((len(own), 2)) for own in rows]
+            )
+
+    monkeypatch.setitem(sys.modules, "umap", SimpleNamespace(UMAP=Asked, AlignedUMAP=Asked))
+    geometry.umap(sphere(100, 3))
+    geometry.umap(sphere(6, 3), 4, 9, 0.5)
+    geometry.umap(sphere(4, 3))
+    geometry.aligned_umaps([sphere(100, 3)] * 3)
+    geometry.aligned_umaps([sphere(6, 3)] * 2, 4, 9)
+    for own in asked:
+        assert own.pop("metric") == "cosine"
+    values = [tuple(own.get(name) for name in ("n_neighbors", "min_dist", "random_state")) for own in asked]
+    assert values == [(15, 0.1, 0), (5, 0.5, 4), (3, 0.1, 0), (15, None, 0), (5, None, 4)]
+    assert {own.get("n_jobs") for own in asked[:3]} == {1}  # else the seed would not settle it
+    assert asked[3]["relations"] == [{i: i for i in range(100)}] * 2
+
+
+def test_what_was_half_imported_is_imported_anew(monkeypatch):
+    """Where numba refuses, all of UMAP goes and nothing else; numba and the modules are not the real ones."""
+    modules = dict.fromkeys(["umap", "umap.umap_", "pynndescent.distances", "umapper", "a.umap", "numpy"])
+    config = SimpleNamespace()
+    core = SimpleNamespace(config=config)
+    for name, module in {
+        "numba": SimpleNamespace(core=core),
+        "numba.core": core,
+        "numba.core.config": config,
+    }.items():
+        monkeypatch.setitem(sys.modules, name, module)
+
+    def imported(name):
+        if name in modules:
+            raise RuntimeError("cannot cache function 'rdist'")
+        return "anew"
+
+    monkeypatch.setattr(geometry, "import_module", imported)
+    monkeypatch.setattr(geometry, "sys", SimpleNamespace(modules=modules))
+    assert geometry._umap() == "anew"
+    assert list(modules) == ["umapper", "a.umap", "numpy"]
+    assert config.CACHE_DIR
+
+
 @pytest.mark.slow
 def test_maps_keep_neighbourhoods_and_aligned_maps_keep_places():
     centres = sphere(8, 16)
@@ -193,7 +271,14 @@ def test_maps_keep_neighbourhoods_and_aligned_maps_keep_places():
         (lambda: geometry.alignment(sphere(5, 3), sphere(4, 3)), "one positive for each query"),
         (lambda: geometry.anisotropy(sphere(1, 3)), "have no pairs"),
         (lambda: geometry.intrinsic_dimension(circle(0, 0, 90)), "2 distinct rows"),
+        (lambda: geometry.neighbours(sphere(5, 3), 0), "choose 1 to 4"),
+        (lambda: geometry.umap(sphere(3, 3)), "give at least 4"),
         (lambda: geometry.aligned_umaps([sphere(5, 3), sphere(4, 3)]), "of the same items"),
+        (lambda: geometry.aligned_umaps([sphere(5, 3)]), "two spaces or more"),
+        (lambda: geometry.aligned_umaps([sphere(3, 3), sphere(3, 3)]), "give at least 4"),
+        (lambda: geometry.map_neighbours(np.zeros((3, 2)), 0), "choose 1 to 2"),
+        (lambda: geometry.trustworthiness(sphere(8, 3), np.zeros((8, 2)), 4), "below half"),
+        (lambda: geometry.trustworthiness(sphere(8, 3), np.zeros((8, 2)), 0), "below half"),
         (lambda: geometry.map_neighbours(np.zeros((3, 2)), 3), "choose 1 to 2"),
         (lambda: geometry.overlap(np.zeros((2, 2), int), np.zeros((2, 3), int)), "as many neighbours"),
     ],

@@ -30,7 +30,7 @@ from coral_lab.study.edits import (
     text_only,
     translated,
 )
-from coral_lab.study.sweeps import attribution, heeded, sweep
+from coral_lab.study.sweeps import _groups, attribution, heeded, sweep
 
 
 @pytest.fixture(scope="module")
@@ -218,6 +218,16 @@ def test_edited_queries_come_with_the_table_and_know_their_parents(pool, query):
     assert table["edited"][2].conditions == tuple(query.conditions[i] for i in (0, 2, 1))
 
 
+@pytest.mark.parametrize(
+    ("families", "groups"), [([1, 3, 1, 1], [4, 2]), ([3, 2, 2, 1], [3, 4, 1]), ([9, 4, 0], [9, 4]), ([], [])]
+)
+def test_families_of_edits_stay_together_four_a_group(query, families, groups):
+    found = _groups([[(f"{i}", query)] * size for i, size in enumerate(families)], 4)
+    assert [len(group) for group in found] == groups
+    names = [name for group in found for name, _ in group]
+    assert names == [f"{i}" for i, size in enumerate(families) for _ in range(size)]
+
+
 @pytest.fixture
 def given_scores(pool, monkeypatch):
     """An index over products, and a query's edits, whose scores are given: a row for each text."""
@@ -365,6 +375,10 @@ def test_a_sweep_skips_what_cannot_be_read_and_says_so(skipping, pool):
     assert table.drop(columns="edited").equals(whole.drop(columns="edited"))
     with pytest.raises(ItemError, match="picture cannot be read"):
         sweep(pool, queries, breaking)
+    # whatever an edit is called
+    assert sweep(
+        lenient, queries[1:], lambda query: [("a part", query.edited(conditions=query.conditions[1:]))]
+    ).empty
 
 
 def test_conditions_of_what_cannot_be_read_are_skipped_and_listed(skipping, pool):

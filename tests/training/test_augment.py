@@ -6,6 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
+from coral_lab import Product
+from coral_lab.models.inputs import prompt
+from coral_lab.models.pixels import key
 from coral_lab.training import augment
 from tests.conftest import noise
 
@@ -59,14 +62,28 @@ def test_pictures_of_several_sizes_keep_their_place(random_model):
 
 
 def test_moves_are_small():
-    moves = augment.draw_moves(1000)
-    assert (moves[:, :2].abs() <= augment.REACH).all()
-    assert (moves[:, 3].abs() <= augment.TURN).all()
-    assert ((moves[:, 2] - 1).abs() <= augment.ZOOM).all()
-    assert (moves.std(0) > 0).all()
+    """Five pixels, an eighth in size and ten degrees either way, each as likely as any other."""
+    moves = augment.draw_moves(1000) - torch.tensor(augment.STILL)
+    bounds = torch.tensor([5, 5, 0.12, 10])
+    for end, sign in ((moves.amax(0), 1), (moves.amin(0), -1)):
+        assert (sign * end <= bounds * 1.0001).all()
+        assert (sign * end > 0.95 * bounds).all()
+    torch.testing.assert_close(moves.std(0), bounds / 3**0.5, rtol=0.1, atol=0)
 
 
 def moved_by(processor, batch, moves: torch.Tensor) -> torch.Tensor:
     return augment.move(
         batch["pixel_values"], batch["image_grid_thw"], moves, processor.merge_size, processor.patch_size
     )
+
+
+def test_each_picture_has_one_move_and_none_without_moves(random_model):
+    one, two = (prompt(random_model, Product(f"p{i}", "", noise(56, 56, i), "bag")) for i in (1, 2))
+    moves = augment.moves_for([one, two, one])
+    assert list(moves) == [key(one.pictures[0]), key(two.pictures[0])]
+    assert augment.moving(random_model, None) is None
+    still = augment.moving(random_model, dict.fromkeys(moves, torch.tensor(augment.STILL)))
+    processor = random_model.processor.image_processor
+    batch = processor(images=[two.pictures[0], one.pictures[0]], return_tensors="pt")
+    moved = still(list(moves)[::-1], batch["pixel_values"], batch["image_grid_thw"])
+    torch.testing.assert_close(moved, batch["pixel_values"], rtol=0, atol=1e-3)

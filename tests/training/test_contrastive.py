@@ -2,6 +2,9 @@
 processes.
 """
 
+from inspect import unwrap
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -12,6 +15,7 @@ from coral_lab.mini.recipe import corpus
 from coral_lab.models.forward import normalised
 from coral_lab.models.prefixes import last_states
 from coral_lab.models.vision import vision_of
+from coral_lab.training import contrastive
 from coral_lab.training.augment import moving
 from coral_lab.training.contrastive import Pair, StepConfig, contrastive_objective, gradients, make_batch
 from coral_lab.training.loop import TrainConfig, train_loop
@@ -95,6 +99,40 @@ def test_right_answers_of_another_query_are_no_negatives(random_model, shop):
     stranger = shop.by_id[other.positives[0]]
     batch = make_batch(random_model, [Pair(query, first, (stranger,)), Pair(query, second, (stranger,))])
     assert batch.also_positive.tolist() == [[True, True, False, False]] * 2
+
+
+def test_of_two_processes_each_gives_half_of_the_temperatures_gradient(monkeypatch):
+    """Both work out the loss of the whole batch, and their gradients are summed."""
+    rows = [
+        torch.nn.functional.normalize(torch.randn(3, 4, generator=torch.Generator().manual_seed(0)), dim=-1)
+    ] * 2
+    forward, also_positive = (
+        SimpleNamespace(embeddings=[*rows, rows[0][:0]]),
+        torch.zeros(3, 3, dtype=torch.bool),
+    )
+    found = []
+    for processes in (1, 2):
+        temperature = torch.tensor(0.3, requires_grad=True)
+        monkeypatch.setattr("coral_lab.training.distributed.world_size", lambda: processes)  # noqa: B023
+        monkeypatch.setattr("coral_lab.training.distributed.gather", lambda rows: rows)
+        unwrap(contrastive._contrast)([forward], also_positive, temperature)
+        found.append(temperature.grad)
+    torch.testing.assert_close(found[1], found[0] / 2)
+
+
+def test_unless_told_otherwise_a_step_is_of_128_pairs_at_once():
+    assert StepConfig() == StepConfig(Coral(), 128, None, 0, "seq", False)
+
+
+def test_random_numbers_are_drawn_for_what_is_rebuilt_alone(random_model, pairs, monkeypatch):
+    made = []
+    monkeypatch.setattr(contrastive, "gradients", lambda model, heads, batch, *_: made.append(batch) or {})
+    for coral in (CONTRASTIVE, Coral()):
+        heads = decoders(random_model, coral, longest=50)
+        contrastive_objective(random_model, heads, lambda step: pairs[:2], StepConfig(coral))(0)
+    assert [tuple(batch.draws.shape) for batch in made] == [(2, 0), (2, 50)]
+    assert make_batch(random_model, pairs[:2]).draws.shape == (2, 0)
+    assert [batch.moves for batch in made] == [None, None]
 
 
 def test_hard_negatives_stay_with_their_query(random_model, pairs):

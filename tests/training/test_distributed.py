@@ -5,6 +5,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
+
+from coral_lab.training import distributed
 
 CONTRASTIVE = """
 torch.manual_seed(0)
@@ -59,3 +62,56 @@ def test_two_processes_give_the_gradients_of_one(random_folder, tmp_path, object
     for name, gradient in one["gradients"].items():
         assert (two["gradients"][name] - gradient).abs().max() / largest < 1e-5, name
         assert (two["gradients"][name] == second["gradients"][name]).all(), name
+
+
+@pytest.mark.parametrize(
+    ("size", "joined", "started"),
+    [(None, False, []), ("1", False, []), ("2", False, ["gloo"]), ("2", True, [])],
+)
+def test_processes_are_joined_once_and_only_where_there_are_several(monkeypatch, size, joined, started):
+    begun = []
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    if size:
+        monkeypatch.setenv("WORLD_SIZE", size)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: joined)
+    monkeypatch.setattr(torch.distributed, "init_process_group", begun.append)
+    distributed.start()
+    assert begun == started
+
+
+@pytest.mark.parametrize(("rank", "own"), [(0, [0, 1]), (1, [2, 3]), (2, [4, 5])])
+def test_each_process_has_its_share_of_the_rows(monkeypatch, rank, own):
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
+    monkeypatch.setattr(distributed, "rank", lambda: rank)
+    assert list(distributed.share(6)) == own
+    with pytest.raises(ValueError, match="a batch of 7 for 3 processes"):
+        distributed.share(7)
+
+
+def test_a_single_process_has_everything_and_waits_for_nobody():
+    rows, parameter = torch.randn(2, 3), torch.nn.Parameter(torch.zeros(2))
+    assert distributed.gather(rows) is rows
+    assert distributed.total([1.5, 2.0], torch.device("cpu")) == [1.5, 2]
+    distributed.sum_gradients([parameter])
+    distributed.wait()
+    assert parameter.grad is None
+    assert (distributed.rank(), distributed.world_size(), list(distributed.share(3))) == (0, 1, [0, 1, 2])
+
+
+def test_gradients_and_numbers_are_summed_and_gathered_rows_keep_their_order(monkeypatch):
+    """As the second of two processes, the first of which has twos where this one has its own."""
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "rank", lambda: 1)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: tensor.add_(2))
+    monkeypatch.setattr(torch.distributed, "all_gather", lambda rows, own: [row.fill_(2) for row in rows])
+    one, none = (torch.nn.Parameter(torch.zeros(2)) for _ in range(2))
+    one.grad = torch.ones(2)
+    distributed.sum_gradients([one, none])
+    assert (one.grad.tolist(), none.grad.tolist()) == ([3, 3], [2, 2])
+    assert distributed.total([1.5, 2.0], torch.device("cpu")) == [3.5, 4]
+    own = torch.ones(1, 2, requires_grad=True)
+    gathered = distributed.gather(own)
+    assert gathered.tolist() == [[2, 2], [1, 1]]
+    gathered.sum().backward()
+    assert own.grad.tolist() == [[1, 1]]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import coral_lab as cl
-from coral_lab.training import Coral, StepConfig, TrainConfig
+from coral_lab.training import Coral, StepConfig, TrainConfig, from_data
 from coral_lab.training.reconstruction import CONTRASTIVE
 
 STEP = StepConfig(CONTRASTIVE, batch_size=4)
@@ -82,3 +82,33 @@ def test_a_finished_run_says_so_and_stays(random_folder, small, finished, caplog
 def test_an_unknown_objective_is_named(random_model, small, tmp_path):
     with pytest.raises(ValueError, match="objective is 'corral'; use coral or contrastive, or a StepConfig"):
         cl.train(random_model, small, tmp_path, objective="corral")
+
+
+@pytest.mark.parametrize(
+    ("coral", "kept"),
+    [(CONTRASTIVE, False), (replace(CONTRASTIVE, learn_temperature=True), True), (Coral(lambda1=0), True)],
+)
+def test_pairs_last_for_every_step_and_what_learns_is_kept(
+    random_model, small, tmp_path, monkeypatch, coral, kept
+):
+    """Four steps of three parts are twelve batches: pairs grow closer over all of them."""
+    asked, sampler = [], from_data.pair_sampler
+    monkeypatch.setattr(from_data, "pair_sampler", lambda *own: asked.append(own[2:]) or sampler(*own))
+    monkeypatch.setattr(
+        from_data, "train_loop", lambda model, *_, decoders, **__: asked.append(decoders) or model
+    )
+    config = TrainConfig(steps=4, accumulate=3, seed=8)
+    cl.train(random_model, small, tmp_path, StepConfig(coral, batch_size=5), config)
+    assert asked[0] == (5, 12, 8)
+    assert (asked[1] is not None) == kept
+
+
+def test_unless_told_otherwise_it_is_the_papers_objective_for_1000_steps(
+    random_model, small, tmp_path, monkeypatch
+):
+    asked = []
+    monkeypatch.setattr(from_data, "train_pairs", lambda *own, **_: asked.append(own[4:]) or random_model)
+    cl.train(random_model, small, tmp_path)
+    cl.train(random_model, small, tmp_path, "contrastive")
+    config = TrainConfig(steps=1000, learning_rate=1e-5)
+    assert asked == [(StepConfig(Coral()), config), (StepConfig(CONTRASTIVE), config)]

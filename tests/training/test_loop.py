@@ -35,7 +35,8 @@ from coral_lab.models.inputs import prompt
 from coral_lab.models.loading import best_device
 from coral_lab.models.prefixes import last_states
 from coral_lab.models.vision import vision_of
-from coral_lab.training.loop import Step, TrainConfig, backward, learning_rate, train_loop
+from coral_lab.training import loop
+from coral_lab.training.loop import Step, TrainConfig, _optimizer, backward, learning_rate, train_loop
 from coral_lab.training.lora import add_lora
 from coral_lab.training.reconstruction import Coral, decoders
 
@@ -76,6 +77,75 @@ def test_a_run_stopped_and_resumed_ends_with_the_same_weights(random_folder, tmp
     rows = [list(csv.DictReader((tmp_path / run / "log.csv").open())) for run in ("whole", "part")]
     assert [row["step"] for row in rows[1]] == ["1", "2", "3", "4", "5", "6"]
     assert [row["pull"] for row in rows[0]] == [row["pull"] for row in rows[1]]
+
+
+def test_it_evaluates_and_saves_every_so_many_steps_and_at_the_end(
+    random_folder, tmp_path, monkeypatch, caplog
+):
+    model, rows, saved = load(random_folder), [], []
+    pull = quadratic(model)
+
+    def objective(step):
+        assert model.network.training
+        return pull(step)
+
+    def evaluate():
+        assert not model.network.training
+        return {"R@1": len(rows) / 10}
+
+    save_state = loop._save_state
+    monkeypatch.setattr(loop, "_save_state", lambda *own: saved.append(own[4]) or save_state(*own))
+    config = TrainConfig(steps=7, warmup=1, evaluate_every=2, checkpoint_every=3)
+    with caplog.at_level("WARNING"):
+        train_loop(model, objective, config, tmp_path, evaluate, on_step=rows.append)
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6, 7]
+    assert {row["step"]: row["R@1"] for row in rows if "R@1" in row} == {2: 0.1, 4: 0.3, 6: 0.5, 7: 0.6}
+    assert saved == [3, 6, 7]
+    assert "already finished" not in caplog.text
+    card = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "| last step | step 7, " in card
+    assert "evaluate_every" not in card
+    with caplog.at_level("WARNING"):
+        train_loop(load(random_folder), objective, config, tmp_path, evaluate, on_step=rows.append)
+    assert "is already finished, after 7 steps" in caplog.text
+    assert len(rows) == 7
+
+
+def test_only_the_first_process_evaluates_and_writes(random_folder, tmp_path, monkeypatch):
+    model = load(random_folder)
+    monkeypatch.setattr("coral_lab.training.distributed.rank", lambda: 1)
+    never = lambda *_: pytest.fail("not the first")  # noqa: E731
+    train_loop(model, quadratic(model), replace(CONFIG, steps=1), tmp_path, never, on_step=never)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_step_draws_depends_on_the_seed_and_its_number(random_folder, tmp_path):
+    model, seeds = load(random_folder), []
+    pull = quadratic(model)
+
+    def objective(number):
+        seeds.append((number, torch.initial_seed()))
+        return pull(number)
+
+    train_loop(model, objective, TrainConfig(steps=2, seed=3, accumulate=2), tmp_path)
+    assert seeds == [(number, 3 * 1_000_003 + number) for number in range(4)]  # of no other seed's steps
+
+
+def test_matrices_decay_and_nothing_else():
+    module = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.LayerNorm(2), torch.nn.Embedding(4, 2))
+    module[2].weight.requires_grad = False
+    optimizer = _optimizer({"network": module}, TrainConfig(steps=1, learning_rate=0.3, weight_decay=0.07))
+    matrices, others = optimizer.param_groups
+    assert [list(p.shape) for p in matrices["params"]] == [[2, 3]]
+    assert [list(p.shape) for p in others["params"]] == [[2], [2], [2]]
+    assert (matrices["weight_decay"], others["weight_decay"]) == (0.07, 0)
+    assert {group["lr"] for group in optimizer.param_groups} == {0.3}
+    assert {group["betas"] for group in optimizer.param_groups} == {(0.9, 0.98)}
+
+
+def test_unless_told_otherwise_a_run_is_what_the_recipe_was_tuned_for():
+    expected = TrainConfig(1, 1e-3, 100, 0.05, (0.9, 0.98), 1.0, 0, 200, 100, 1, "float32")
+    assert TrainConfig(steps=1) == expected
 
 
 def test_a_checkpoint_of_another_config_is_refused(random_folder, tmp_path):
@@ -121,8 +191,8 @@ def test_accumulated_steps_are_one_step_of_their_mean(random_folder, tmp_path):
 
     config = replace(CONFIG, steps=1)
     whole, halves = load(random_folder), load(random_folder)
-    train_loop(whole, objective(whole, lambda step: 0.5), config, tmp_path / "whole")
-    rows = []
+    rows, single = [], []
+    train_loop(whole, objective(whole, lambda step: 0.5), config, tmp_path / "whole", on_step=single.append)
     train_loop(
         halves,
         objective(halves, float),
@@ -135,6 +205,8 @@ def test_accumulated_steps_are_one_step_of_their_mean(random_folder, tmp_path):
     weight = load(random_folder).network.lm_head.weight
     expected = ((weight - 0).square().mean() + (weight - 1).square().mean()) / 2
     assert rows[0]["pull"] == pytest.approx(expected.item(), rel=1e-4)
+    # Adam hides a factor of the gradient; its norm does not
+    assert rows[0]["gradient_norm"] == pytest.approx(single[0]["gradient_norm"], rel=1e-4)
 
 
 def test_bfloat16_runs_the_network_but_not_the_weights_in_half_precision(random_folder, shop, tmp_path):
@@ -190,6 +262,8 @@ def test_decoders_resume_with_the_model(random_folder, tmp_path):
 def test_lora_keeps_only_its_own_parameters_in_the_state(random_folder, tmp_path):
     model = load(random_folder)
     add_lora(model, 4)
+    config = model.network.peft_config["default"]
+    assert (config.r, config.lora_alpha) == (4, 8)
     adapters = [p for p in model.network.parameters() if p.requires_grad]
     train_loop(
         model,
@@ -226,6 +300,26 @@ def test_learning_rate_rises_then_falls_to_a_tenth():
     assert learning_rate(0, config) == pytest.approx(0.01)
     assert learning_rate(100, config) == pytest.approx(1.0)
     assert learning_rate(1000, config) == pytest.approx(0.1)
+    assert learning_rate(49, config) == pytest.approx(0.5)
+    assert learning_rate(550, config) == pytest.approx(0.1 + 0.9 / 2)  # half of a cosine
+    assert learning_rate(325, config) == pytest.approx(0.1 + 0.9 * (1 + 0.5**0.5) / 2)
+    assert learning_rate(3, TrainConfig(steps=3, learning_rate=2.0, warmup=2)) == pytest.approx(0.2)
+    assert learning_rate(5, TrainConfig(steps=5, learning_rate=2.0, warmup=5)) == pytest.approx(2.0)
+
+
+def test_adapters_are_of_rank_16_and_drawn_by_the_seed_0_unless_told_otherwise(random_folder):
+    drawn = []
+    for options in ({}, {"rank": 16, "seed": 0}, {"seed": 1}):
+        model = load(random_folder)
+        torch.manual_seed(5)
+        expected = torch.rand(1)
+        torch.manual_seed(5)
+        add_lora(model, **options)
+        assert torch.equal(torch.rand(1), expected)  # other random numbers are left alone
+        drawn.append({name: p for name, p in model.network.named_parameters() if "lora_A" in name})
+    assert {p.shape[0] for p in drawn[0].values()} == {16}
+    assert all(torch.equal(p, drawn[1][name]) for name, p in drawn[0].items())
+    assert not any(torch.equal(p, drawn[2][name]) for name, p in drawn[0].items())
 
 
 def test_lessons_say_what_their_source_shows_and_no_more(shop):

@@ -8,7 +8,7 @@ import pytest
 from coral_lab.mini.pairs import fewer, mini_pairs, varied
 from coral_lab.mini.queries import stated
 from coral_lab.mini.titles import ATTRIBUTES, shown
-from coral_lab.query import Dataset
+from coral_lab.query import Condition, Dataset, Product, Query
 from coral_lab.training.pairs import pair_sampler, plain_pairs
 
 
@@ -106,3 +106,46 @@ def test_a_query_without_positives_cannot_be_trained_on(shop):
     bare = Dataset("bare", shop.products, [replace(shop.queries[0], positives=())])
     with pytest.raises(ValueError, match="no positives"):
         pair_sampler(bare, plain_pairs(bare), 2, 10)
+
+
+def toy(**of_class: int) -> Dataset:
+    """Products and queries of several classes, so many of each; the first product shown, the second right."""
+    products = [
+        Product(f"{name}{i}", class_name=name) for name, count in of_class.items() for i in range(count)
+    ]
+    queries = [
+        Query(f"q {name}{i}", name, (Condition("color", shown),), positives=(f"{name}1",))
+        for name, count in of_class.items()
+        for i in range(count)
+        for shown in products
+        if shown.id == f"{name}0"
+    ]
+    return Dataset("toy", products, queries)
+
+
+def test_wrong_answers_are_neither_right_nor_shown_and_known_ones_are_drawn_once():
+    shop = toy(bag=5, hat=3)
+    known = replace(shop.queries[0], hard_negatives=("bag1", "bag0", "bag3", "hat2", "nowhere"))
+    for seed in range(20):
+        first = plain_pairs(shop, 2)(known, Random(seed)).negatives
+        assert {product.id for product in first} == {"bag3", "hat2"}
+        more = plain_pairs(shop, 4)(known, Random(seed)).negatives
+        assert len(more) == 4
+        assert {product.id for product in more[:2]} == {"bag3", "hat2"}
+        assert {product.id for product in more[2:]} <= {"bag2", "bag3", "bag4"}
+
+
+def test_half_way_three_batches_in_four_are_of_two_classes(monkeypatch):
+    """Where there are more than two; `random` gives 0.74, and then 0.76, of the way to 1."""
+    shop, two = toy(bag=9, hat=9, sock=9), toy(bag=9, hat=9)
+
+    def classes(shop, step, drawn, steps=100):
+        monkeypatch.setattr(Random, "random", lambda self: drawn)
+        return len({pair.query.class_name for pair in pair_sampler(shop, plain_pairs(shop), 27, steps)(step)})
+
+    assert [classes(shop, step, drawn) for step in (50, 99) for drawn in (0.74, 0.76)] == [2, 3, 2, 3]
+    assert [classes(shop, 25, drawn) for drawn in (0.37, 0.38)] == [2, 3]
+    assert classes(shop, 0, 0.0) == 3
+    assert classes(two, 50, 0.0) == 2
+    assert len(pair_sampler(shop, plain_pairs(shop), 99, 10)(0)) == 27
+    assert len(pair_sampler(shop, plain_pairs(shop), 4, 10)(0)) == 4

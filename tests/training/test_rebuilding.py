@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from coral_lab import Product
 from coral_lab.errors import CheckpointError, ItemError
 from coral_lab.models.inputs import prompt
 from coral_lab.models.vision import vision_of
 from coral_lab.training.loop import Step, TrainConfig, backward, train_loop
-from coral_lab.training.rebuilding import CELL, HIDDEN, _cells, _nearest, rebuild
+from coral_lab.training.rebuilding import CELL, HIDDEN, Rebuilt, _cells, _nearest, rebuild
 from coral_lab.training.reconstruction import Coral, decoders, load_decoders
 from tests.conftest import noise
 
@@ -92,3 +93,25 @@ def test_decoders_are_loaded_as_they_were_saved(random_folder, random_model, tmp
         assert torch.equal(found.state_dict()[name], value)
     with pytest.raises(CheckpointError, match=r"decoders.safetensors is missing; train"):
         load_decoders(model, random_folder)
+
+
+def test_the_share_of_hidden_words_that_were_guessed():
+    words = (("a", True, "a"), ("b", True, "c"), ("d", True, "d"), ("f", True, "e"), ("e", False, "e"))
+    grey = Image.new("RGB", (2, 2), HIDDEN)
+    assert Rebuilt(Product("p"), "", grey, grey, words).guessed == 2 / 4
+    assert np.isnan(Rebuilt(Product("p"), "", grey, grey, words[-1:]).guessed)
+
+
+def test_the_nearest_piece_is_that_of_the_nearest_direction(random_model, product):
+    """Lengths tell nothing, neither of what is predicted nor of what is there."""
+    other = Product("b", "", noise(84, 84, 2), "bag")
+    vision = vision_of(random_model, [prompt(random_model, own) for own in (product, other)])
+    features = torch.cat(list(vision.features.values())).float()
+    there = torch.nn.functional.layer_norm(features, features.shape[-1:])
+    predicted = torch.randn(7, features.shape[1], generator=torch.Generator().manual_seed(0))
+    cells = [cell for own in (product, other) for cell in _cells(random_model, own, vision)]
+    nearest = torch.cosine_similarity(predicted[:, None], there[None], dim=-1).argmax(-1)
+    with torch.inference_mode():
+        lent = _nearest(random_model, 3 * predicted, [product, other])
+    for piece, i in zip(lent, nearest.tolist(), strict=True):
+        assert np.array_equal(np.asarray(piece), np.asarray(cells[i]))

@@ -12,6 +12,7 @@ from coral_lab.models.vision import vision_of
 from coral_lab.training.reconstruction import (
     CONTRASTIVE,
     Coral,
+    Decoder,
     content,
     decoders,
     reconstructions,
@@ -201,3 +202,42 @@ def test_a_target_too_long_for_the_decoders_is_named(random_model, targets):
 def test_weights_that_make_no_sense_are_refused(values):
     with pytest.raises(ValueError, match=r"weight|mask_rate"):
         Coral(**values)
+
+
+def test_what_is_shipped_as_coral():
+    assert Coral() == Coral(0.2, 0.2, 1, 1, 0.5, 0.04, False)
+    assert {name: weight == pytest.approx(0.2) for name, weight in Coral().weights.items()} == dict.fromkeys(
+        ["reg vision", "reg language", "rec vision", "rec language"], True
+    )
+    own = Coral(lambda1=2.0, lambda2=3.0, vision=5.0, language=7.0)
+    assert own.weights == {"reg vision": 10, "reg language": 14, "rec vision": 15, "rec language": 21}
+    assert Coral(mask_rate=1).mask_rate == 1
+    with pytest.raises(ValueError, match="negative weight"):
+        Coral(lambda2=-1)
+
+
+@pytest.mark.parametrize(("dim", "heads"), [(32, 1), (64, 1), (128, 2)])
+def test_a_decoder_starts_small_with_a_head_for_every_64_dimensions(dim, heads):
+    torch.manual_seed(0)
+    decoder = Decoder(dim, 400)
+    assert decoder.layer.self_attn.num_heads == heads
+    assert decoder.position.weight.shape == (401, dim)  # h_eos has a place too
+    assert decoder.position.weight.std().item() == pytest.approx(0.02, rel=0.05)
+    assert decoder.mask.std().item() == pytest.approx(0.02, rel=0.4)
+    assert decoder.layer.linear1.out_features == 4 * dim
+
+
+def test_a_temperature_starts_where_it_is_told_and_learns_only_if_asked(random_model):
+    for learns in (False, True):
+        heads = decoders(random_model, Coral(temperature=0.07, learn_temperature=learns))
+        assert heads.temperature.item() == pytest.approx(0.07)
+        assert heads.log_temperature.requires_grad == learns
+
+
+def test_a_target_as_long_as_the_decoders_read_fits(random_model, targets):
+    prompts = [prompt(random_model, targets[0])]
+    vision = vision_of(random_model, prompts)
+    length = content(random_model, prompts, vision, 100).ids.shape[1]
+    assert content(random_model, prompts, vision, length).ids.shape == (1, length)
+    with pytest.raises(ItemError, match="make them longer"):
+        content(random_model, prompts, vision, length - 1)
