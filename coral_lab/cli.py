@@ -5,14 +5,14 @@
 import argparse
 import json
 import shlex
-import shutil
 import sys
 import time
 from dataclasses import replace
 from io import TextIOWrapper
 from pathlib import Path
 
-from coral_lab.errors import WorkbenchError, check_can_be_written
+from coral_lab.errors import WorkbenchError, one_line, printable
+from coral_lab.sources.files import check_can_be_written, csv_text, fresh_file, output_folder, write_text
 
 CONFIG = {
     "steps": int,
@@ -26,7 +26,7 @@ CONFIG = {
 }
 TRAINED, ASKED = ("loss-ablation", "methods", "ood"), ("formats", "conditions", "mistakes")
 WRITTEN = ("json", "run", "csv", "out")
-LONGEST = 290  # characters of an error
+LONGEST = 289  # characters of an error, and its line has 300
 STEP = ("batch_size", "chunk", "negatives")
 CORAL = ("lambda1", "lambda2", "vision", "language", "mask_rate", "temperature")
 
@@ -46,8 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
                 check_can_be_written(path, f"--{name}", is_folder=into_folder)
         options.command(options)
     except (WorkbenchError, ValueError, OSError) as error:
-        said = " ".join(str(error).split())
-        print(f"coral-lab: {said if len(said) <= LONGEST else said[:LONGEST] + '…'}", file=sys.stderr)
+        print(f"coral-lab: {one_line(str(error), LONGEST)}", file=sys.stderr)
         return 2
     return 0
 
@@ -203,7 +202,12 @@ def _data_of(options):
 
 def _say_skipped(errors) -> None:
     for error in errors:
-        print(f"skipped {error}", file=sys.stderr)
+        print(f"skipped {one_line(str(error))}", file=sys.stderr)
+
+
+def _say(text: object) -> None:
+    """Texts of data and checkpoints do not steer a terminal."""
+    print(printable(str(text)))
 
 
 def _demo(options) -> None:
@@ -221,10 +225,10 @@ def _evaluate(options) -> None:
     model, shop = _load(options), _data_of(options)
     if options.attributes:
         table = name_attributes(model, shop.products[: options.limit])
-        print(table.round(4).to_string(index=False))
+        _say(table.round(4).to_string(index=False))
         if options.csv:
             _parent(options.csv)
-            table.round(4).to_csv(options.csv, index=False)
+            write_text(options.csv, csv_text(table.round(4)))
         return
     started = time.perf_counter()
     pool = index(model, shop.products, options.format, _settings(options))
@@ -232,7 +236,7 @@ def _evaluate(options) -> None:
     exclude = not options.keep_references
     result = pool.evaluate(shop.queries[: options.limit], exclude_references=exclude)
     _say_skipped(result.skipped)
-    print(result)
+    _say(result)
     print(
         "the first hit has the wanted: "
         + json.dumps({k: round(v, 3) for k, v in result.met_by_first().items()})
@@ -248,7 +252,7 @@ def _evaluate(options) -> None:
         result.write_trec(options.run)
     if options.csv:
         _parent(options.csv)
-        result.table().round(4).to_csv(options.csv, index=False)
+        result.write_csv(options.csv)
 
 
 def _parent(file: Path) -> None:
@@ -268,13 +272,10 @@ def _encode(options) -> None:
     _say_skipped(pool.skipped)
     embeddings = pool.embeddings
     _parent(options.out)
-    if options.out.suffix == ".npy":
-        np.save(options.out, embeddings)
-    else:
-        pd.DataFrame({"id": [p.id for p in pool.products], "embedding": list(embeddings)}).to_parquet(
-            options.out
-        )
-    print(f"{len(embeddings):,} embeddings of {embeddings.shape[1]} dimensions in {options.out}")
+    frame = pd.DataFrame({"id": [p.id for p in pool.products], "embedding": list(embeddings)})
+    with fresh_file(options.out) as file:
+        np.save(file, embeddings) if options.out.suffix == ".npy" else frame.to_parquet(file)
+    _say(f"{len(embeddings):,} embeddings of {embeddings.shape[1]} dimensions in {options.out}")
 
 
 def _train(options) -> None:
@@ -292,7 +293,7 @@ def _train(options) -> None:
         if other := given(["model", *STEP, "lora", *CORAL]):
             raise ValueError(f"--stage all takes no {', '.join(other)}; leave it out, or train one stage")
         train_all(options.out, given(CONFIG), options.device)
-        return print(f"saved below {options.out}, each stage with its log.csv")
+        return _say(f"saved below {options.out}, each stage with its log.csv")
     config = replace(DEFAULTS[options.stage], **given(CONFIG))
     step = OBJECTIVES.get(options.stage)
     if step is not None:
@@ -301,7 +302,7 @@ def _train(options) -> None:
     model = load(options.model, device=options.device, dtype="float32") if options.model else None
     lora, device = options.lora, options.device
     train_stage(options.stage, model, options.out, config, step=step, lora=lora, device=device)
-    print(f"saved in {options.out}, with its log in {options.out / 'log.csv'}")
+    _say(f"saved in {options.out}, with its log in {options.out / 'log.csv'}")
 
 
 def _experiment(options) -> None:
@@ -330,7 +331,7 @@ def _experiment(options) -> None:
         table = experiments.ASKED[options.name](shop, models, command=command, out=out)
     if options.name == "loss-ablation":
         table = compare_arms(read_results(out / "loss-ablation-ranks.csv", "query"))
-    print(table.round(4).to_string(index=False))
+    _say(table.round(4).to_string(index=False))
 
 
 def _without_out(arguments: list[str]) -> list[str]:
@@ -347,8 +348,8 @@ def _report(options) -> None:
     shop = replace(shop, queries=shop.queries[: options.limit])
     pool = index(_load(options), shop.products, settings=_settings(options))
     _say_skipped(pool.skipped)
-    print(report(pool, shop, options.out, command=shlex.join(["coral-lab", *options.arguments])))
-    print(f"the report is in {options.out}")
+    _say(report(pool, shop, options.out, command=shlex.join(["coral-lab", *options.arguments])))
+    _say(f"the report is in {options.out}")
 
 
 def _download(options) -> None:
@@ -359,14 +360,14 @@ def _download(options) -> None:
     if not (options.model or options.data):
         raise ValueError("nothing to download; name --model Bia/CORAL, --data WeiChow/merit or both")
     if options.model:
-        print(f"{options.model} is in {download(options.model, FILES, revision=options.revision)}")
+        _say(f"{options.model} is in {download(options.model, FILES, revision=options.revision)}")
     if options.data:
         wanted = [
             name
             for split in ([options.split] if options.split else ("train", "test"))
             for name in files(split)
         ]
-        print(
+        _say(
             f"{options.data} is in "
             f"{download(options.data, wanted, kind='dataset', revision=options.revision)}"
         )
@@ -378,7 +379,7 @@ def _data(options) -> None:
 
     for split in ("train", "test"):
         write_merit(dataset("mini", split), options.out, split, options.limit)
-    print(f"MERIT-mini is in {options.out}")
+    _say(f"MERIT-mini is in {options.out}")
 
 
 def _notebooks(options) -> None:
@@ -386,10 +387,10 @@ def _notebooks(options) -> None:
 
     if options.out.exists() and any(options.out.iterdir()):
         raise ValueError(f"--out {options.out} is not empty; name a new or empty folder")
-    options.out.mkdir(parents=True, exist_ok=True)
+    output_folder(options.out)
     for file in sorted(shipped("notebooks").glob("[0-9]*.ipynb")):
-        shutil.copyfile(file, options.out / file.name)
-        print(options.out / file.name)
+        write_text(options.out / file.name, file.read_text(encoding="utf-8"))
+        _say(options.out / file.name)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,6 @@
 """Every error that a user can mend: each says what was found, what is wanted, and the way out."""
 
-import os
 from importlib import import_module
-from pathlib import Path
 from types import ModuleType
 
 LONGEST = 300
@@ -20,6 +18,11 @@ def one_line(text: str, longest: int = LONGEST) -> str:
         return line
     end = longest // 3
     return f"{line[: longest - end - 3]} … {line[-end:]}"
+
+
+def printable(text: str) -> str:
+    """The text as a terminal may show it: its lines, without what would steer one."""
+    return "".join(c if c.isprintable() or c == "\n" else " " for c in text)
 
 
 class WorkbenchError(RuntimeError):
@@ -80,14 +83,3 @@ def require(module: str, extra: str) -> ModuleType:
         raise MissingExtraError(
             f"this needs {package}, which is not installed; run: pip install 'coral-lab[{extra}]'"
         ) from error
-
-
-def check_can_be_written(path: Path, name: str, is_folder: bool = False) -> None:
-    """Whether a path can be written, asked before anything is computed. Raises ValueError with `name`."""
-    if path.exists() and path.is_dir() != is_folder:
-        raise ValueError(f"{name} is {path}, which is {'no' if is_folder else 'a'} folder; name another")
-    there = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
-    if not there.is_dir() and there != path.absolute():
-        raise ValueError(f"{name} is {path}, below the file {there}; name another")
-    if not os.access(there, os.W_OK):
-        raise ValueError(f"{name} is {path}, and {there} cannot be written; name another")

@@ -1,7 +1,6 @@
 """Measuring how well a pool is searched: ranked results, metrics with intervals, breakdowns."""
 
 import json
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,12 +13,13 @@ from jaxtyping import Bool, Float32, Int64
 
 from coral_lab import metrics
 from coral_lab.encoder import Settings, encode_all
-from coral_lab.errors import ItemError, ModelMismatchError
+from coral_lab.errors import ItemError, ModelMismatchError, one_line
 from coral_lab.metrics import Estimate
 from coral_lab.models.loading import Model, same_embeddings
 from coral_lab.prompts import Format, format_name
 from coral_lab.query import Product, Query, name_of
 from coral_lab.retrieval import Index, index, ranking
+from coral_lab.sources.files import csv_text, fresh_file, write_text
 
 METRICS = ("R@1", "R@5", "R@10", "MRR@10", "nDCG@10")
 
@@ -118,17 +118,18 @@ class Result:
     def write_trec(self, file: str | Path) -> None:
         """The run in TREC's format: `query Q0 product rank score name`, one line a result.
 
-        Raises ItemError for an id with white space in it, or a query's that stands twice: no tool would read
-        it back.
+        Raises ItemError for an id with white space or control characters in it, or one that stands twice: no
+        tool would read it back.
         """
-        name = re.sub(r"\s|/", "_", self.model)
+        name = "".join("_" if c in "/ " or not c.isprintable() else c for c in self.model) or "_"
         _check_ids([query.id for query in self.queries], "query")
         _check_ids([product.id for product in self.products], "product")
-        with Path(file).open("w", encoding="utf-8") as handle:
+        with fresh_file(file) as handle:
             for query, rows, scores in zip(self.queries, self.ranked, self.scores, strict=True):
                 for rank, (row, score) in enumerate(zip(rows, scores, strict=True), 1):
                     if row >= 0:
-                        handle.write(f"{query.id} Q0 {self.products[row].id} {rank} {score:.6f} {name}\n")
+                        line = f"{query.id} Q0 {self.products[row].id} {rank} {score:.6f} {name}\n"
+                        handle.write(line.encode("utf-8"))
 
     def write_json(self, file: str | Path, **facts: Any) -> None:
         """The metrics from 0 to 1, number of queries and pool size as JSON, with further `facts`."""
@@ -143,11 +144,16 @@ class Result:
             "skipped_products": [str(error) for error in self.skipped_products],
             **facts,
         }
-        Path(file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_text(file, json.dumps(content, indent=2) + "\n")
+
+    def write_csv(self, file: str | Path) -> None:
+        """`table` to four places; no cell of it is run by a spreadsheet."""
+        write_text(file, csv_text(self.table().round(4)))
 
     def __repr__(self) -> str:
         head = (
-            f"{self.model}: {len(self.queries):,} queries over {len(self.products):,} products, 95% intervals"
+            f"{one_line(self.model)}: {len(self.queries):,} queries over {len(self.products):,} products, "
+            "95% intervals"
         )
         counts = {"queries": len(self.skipped), "products": len(self.skipped_products)}
         left_out = [f"  {count:,} {kind} skipped" for kind, count in counts.items() if count]
@@ -157,8 +163,9 @@ class Result:
 def _check_ids(ids: Sequence[str], kind: str) -> None:
     seen: set[str] = set()
     for id in ids:
-        if re.search(r"\s", id):
-            raise ItemError(f"{kind} {id!r}", "its id has white space, which TREC's files cannot; rename it")
+        if not id.isprintable() or any(map(str.isspace, id)):
+            problem = "its id has white space or control characters, which TREC's files cannot; rename it"
+            raise ItemError(f"{kind} {id!r}", problem)
         if id in seen:
             raise ItemError(f"{kind} {id!r}", "its id stands twice; give each its own")
         seen.add(id)

@@ -56,6 +56,10 @@ LARGE = 2**23
 
 _turn = threading.RLock()
 
+# Pillow takes a large picture's memory in pieces that malloc keeps for the thread that asked; in one piece it
+# goes back to the system.
+Image.core.set_block_size(2**26)
+
 
 def open_image(picture: Picture, item: str) -> Image.Image:
     """The picture as RGB, rotated as its EXIF says, transparency on white as qwen-vl-utils does.
@@ -215,10 +219,10 @@ def _as_bytes(values: np.ndarray) -> Image.Image:
 
 def jpeg(picture: Picture, item: str, size: int) -> bytes:
     """The picture as a JPEG of at most `size` pixels a side. Raises ItemError as `open_image` does."""
-    image = open_image(picture, item)
-    image.thumbnail((size, size))
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=85)
+    with opened(picture, item) as image:
+        image.thumbnail((size, size))
+        image.save(buffer, "JPEG", quality=85)
     return buffer.getvalue()
 
 

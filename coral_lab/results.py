@@ -13,7 +13,7 @@ from typing import overload
 
 import pandas as pd
 
-from coral_lab.errors import ItemError
+from coral_lab.errors import ItemError, one_line
 from coral_lab.images import img
 from coral_lab.prompts import seq
 from coral_lab.query import Product, Query, name_of
@@ -149,10 +149,11 @@ class Hits(Sequence[Hit]):
 
     def __repr__(self) -> str:
         lines = (
-            f"{hit.rank:3d}. {hit.score:+.4f} {_sign(hit)} {hit.product.id} {hit.product.title}"
+            f"{hit.rank:3d}. {hit.score:+.4f} {_sign(hit)} "
+            + one_line(f"{hit.product.id} {hit.product.title}")
             for hit in self
         )
-        return "\n".join([f"{len(self)} hits for {name_of(self.query)}", *lines])
+        return "\n".join([f"{len(self)} hits for {one_line(name_of(self.query))}", *lines])
 
     def table(self) -> pd.DataFrame:
         """One row a hit: rank, score, id, title, class, language, positive, and one column a condition."""

@@ -136,6 +136,18 @@ def test_demo_shows_five_hits_and_writes_the_page(tmp_path, capsys):
     assert "https://" not in page
 
 
+def test_what_is_said_of_data_steers_no_terminal(monkeypatch, capsys, tmp_path):
+    table = pd.DataFrame({"arm": ["\x1b]0;mine\x07\x1b[2J"], "R@1": [0.5]})
+    monkeypatch.setattr(experiments, "train_and_measure", lambda *_, **__: table)
+    assert main(["experiment", "methods", "--out", str(tmp_path)]) == 0
+    assert main(["encode", "--out", "\x1b[2J\n.npz"]) == 2
+    said = capsys.readouterr()
+    assert "0.5" in said.out
+    assert "end it in .npy or .parquet" in said.err
+    assert said.err.count("\n") == 1
+    assert all(c.isprintable() or c == "\n" for c in said.out + said.err)
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coral_lab import errors
-from coral_lab.errors import ItemError, WorkbenchError, one_line
+from coral_lab.errors import ItemError, WorkbenchError, one_line, printable
 
 KINDS = [
     kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, WorkbenchError)
@@ -47,3 +47,7 @@ def test_an_item_keeps_the_end_of_its_name_which_says_row_or_line(length):
     assert len(error.problem) <= 200
     copy = pickle.loads(pickle.dumps(error))
     assert (str(copy), copy.item, copy.problem) == (str(error), error.item, error.problem)
+
+
+def test_what_is_printable_keeps_its_lines_and_steers_nothing():
+    assert printable("a\n ถุง é\x1b[2J\r\x07\u202e\u2028b") == "a\n ถุง é [2J    b"

@@ -1,13 +1,17 @@
 """Searching and measuring: the paper's metrics, references left out, breakdowns and exports."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from coral_lab import Condition, Product, Query, encode, evaluate, index, retrieval
+from coral_lab import Condition, Product, Query, Settings, encode, evaluate, index, retrieval
+from coral_lab.encoder import Encoded
 from coral_lab.errors import ItemError
+from coral_lab.evaluation import Result
+from coral_lab.query import AS_IMAGE
 from coral_lab.retrieval import Index, ranking
 from coral_lab.store.topk import top_k
 
@@ -65,6 +69,23 @@ def test_references_are_left_out_unless_they_are_positives(random_model, shop):
     assert ranking([query], embedding, pool, 2, exclude_references=False)[1].tolist() == [[0, 1]]
 
 
+def test_references_stay_out_of_searches_and_measures_unless_told_otherwise(random_model, shop, monkeypatch):
+    pool = toy_index(random_model, [0.9, 0.8, 0.7], shop)
+    first, second, third = (product.id for product in pool.products)
+    query = Query("q", "bag", (Condition("brand", pool.products[0]),), positives=(third,))
+    found = Encoded(np.array([[1, 0]], np.float32), ())
+    monkeypatch.setattr("coral_lab.retrieval.encode", lambda *_: found.embeddings)
+    monkeypatch.setattr("coral_lab.evaluation.encode_all", lambda *_: found)
+    assert [hit.product.id for hit in pool.search(query)] == [second, third]
+    assert [hit.product.id for hit in pool.search(query, exclude_references=False)] == [first, second, third]
+    for result, rank in (
+        (evaluate(random_model, [query], pool), 2),
+        (pool.evaluate([query]), 2),
+        (pool.evaluate([query], exclude_references=False), 3),
+    ):
+        assert result.per_query["rank"].tolist() == [rank]
+
+
 def test_a_pool_with_too_few_products_is_padded(random_model, shop):
     pool = toy_index(random_model, [0.9, 0.8], shop)
     query = Query("q", "bag", (Condition("brand", shop.products[0]),))
@@ -114,6 +135,110 @@ def test_trec_run_and_json_say_what_was_measured(result, queries, tmp_path):
     written = json.loads((tmp_path / "out.json").read_text())
     assert written["metrics"]["R@1"] == result.metrics["R@1"].mean
     assert {"n_queries", "pool", "model", "seconds"} < written.keys()
+
+
+def by_hand(*rows: list[int]) -> Result:
+    """Queries for a red bag, like a picture, over a red bag, a blue bag and a red hat; -1: the pool has no
+    more.
+    """
+    facts = [("bag", "red"), ("bag", "blue"), ("hat", "red")]
+    products = [
+        Product(f"p{i}", class_name=name, attributes={"color": (color,)})
+        for i, (name, color) in enumerate(facts)
+    ]
+    conditions = Condition("color", Product("r"), "red"), Condition("style", Product("s"), AS_IMAGE)
+    queries = [Query(f"q{i}", "bag", conditions, positives=("p0", "gone")) for i in range(len(rows))]
+    ranked = np.array(rows)
+    scores = np.where(ranked < 0, np.nan, 0.5).astype(np.float32)
+    return Result("a model/of mine", queries, products, ranked, scores)
+
+
+def test_what_first_hits_meet_by_hand():
+    found = by_hand([0, 2], [-1, -1], [1, 2], [2, 2], [0, 2]).met_by_first()
+    # of four first hits, for one query found nothing: three bags, three red; no word says what style is meant
+    assert found == {"first class": 3 / 4, "first color": 3 / 4}
+    assert by_hand([-1]).met_by_first() == {}
+
+
+def test_where_the_pool_has_no_more_nothing_is_found_and_nothing_written(tmp_path):
+    result = by_hand([1, 0, -1], [2, -1, -1], [-1, -1, -1])
+    assert result.relevant.tolist() == [[False, True, False], [False] * 3, [False] * 3]
+    frame = result.per_query
+    assert frame["rank"].tolist() == [2, -1, -1]
+    assert frame["nDCG@10"].tolist() == pytest.approx(
+        [1 / np.log2(3), 0, 0]
+    )  # one right answer is in the pool
+    result.write_trec(tmp_path / "run.trec")
+    assert (tmp_path / "run.trec").read_text().splitlines() == [
+        "q0 Q0 p1 1 0.500000 a_model_of_mine",
+        "q0 Q0 p0 2 0.500000 a_model_of_mine",
+        "q1 Q0 p2 1 0.500000 a_model_of_mine",
+    ]
+
+
+def test_ids_that_trec_cannot_hold_are_named(tmp_path):
+    result = by_hand([0], [1])
+    for changes, says in (
+        ({"queries": [result.queries[0]] * 2}, "query 'q0'.*stands twice"),
+        ({"queries": [result.queries[0], replace(result.queries[1], id="q 1")]}, "query 'q 1'.*white space"),
+        ({"products": [*result.products[:2], Product("p\t2")]}, r"product 'p\\t2'.*white space"),
+        *(
+            ({"products": [Product(f"p{sign}2"), *result.products[1:]]}, "control characters")
+            for sign in "\x00\x1b\x7f\x85\u2028\u200b\u202e\xa0"
+        ),
+    ):
+        with pytest.raises(ItemError, match=says):
+            replace(result, **changes).write_trec(tmp_path / "run.trec")
+
+
+@pytest.mark.parametrize("model", ["a\nq9 Q0 p9 1 9.0 b", "a\x1b[2J", "a\u2028b", "", "a\x00"])
+def test_a_model_s_name_forges_no_line_of_a_run_and_steers_no_terminal(tmp_path, model):
+    result = replace(by_hand([0], [1]), model=model)
+    result.write_trec(tmp_path / "run.trec")
+    lines = (tmp_path / "run.trec").read_text().splitlines()
+    assert [line.split()[:5] for line in lines] == [
+        ["q0", "Q0", "p0", "1", "0.500000"],
+        ["q1", "Q0", "p1", "1", "0.500000"],
+    ]
+    assert all(len(line.split()) == 6 and line.isprintable() for line in lines)
+    assert all(line.isprintable() for line in repr(result).split("\n"))
+    assert len(repr(result).split("\n")) == 6
+
+
+def test_the_breakdown_s_cells_are_run_by_no_spreadsheet(tmp_path):
+    result = by_hand([0], [1])
+    queries = [replace(query, class_name="=1+1") for query in result.queries]
+    replace(result, queries=queries).write_csv(tmp_path / "out.csv")
+    assert "\nclass,'=1+1,2," in (tmp_path / "out.csv").read_text()
+
+
+def test_what_is_measured_is_written_through_no_link(tmp_path):
+    result = by_hand([0], [1])
+    (tmp_path / "precious").write_text("precious")
+    (tmp_path / "link").symlink_to(tmp_path / "precious")
+    for write in (result.write_trec, result.write_json, result.write_csv):
+        with pytest.raises(ValueError, match="link is a link, which is not followed"):
+            write(tmp_path / "link")
+    assert (tmp_path / "precious").read_text() == "precious"
+
+
+def test_a_pool_of_products_is_encoded_as_it_is_told(random_model, queries, pool, monkeypatch):
+    """In the format and with the settings named, or "seq" and the usual ones."""
+    asked = []
+    monkeypatch.setattr("coral_lab.evaluation.index", lambda *own: asked.append(own[2:]) or pool)
+    assert evaluate(random_model, queries[:1], pool.products).ranked.shape == (1, 100)
+    skip = Settings(on_error="skip")
+    evaluate(random_model, queries[:1], pool.products, "caption", settings=skip)
+    assert asked == [("seq", Settings()), ("caption", skip)]
+
+
+def test_how_deep_and_how_strictly_unless_told_otherwise(random_model, queries, pool):
+    lost = Query("lost", "bag", text="something", positives=("nowhere",))
+    found = evaluate(random_model, [queries[0], lost], pool, settings=Settings(on_error="skip"))
+    assert [error.item for error in found.skipped] == ["query lost"]
+    assert found.ranked.shape == pool.evaluate(queries[:1]).ranked.shape == (1, 100)
+    assert evaluate(random_model, queries[:1], pool, k=10).ranked.shape == (1, 10)
+    assert len(pool.search(queries[0])) == 10
 
 
 def test_hits_show_themselves_as_a_gallery(pool, queries):

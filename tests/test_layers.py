@@ -19,7 +19,7 @@ FORBIDDEN = {
     "": {"study", "widgets", "training"} | OFFLINE,
     "models": {"store", "study", "widgets", "training"} | OFFLINE,
     "sources": {"models", "store", "study", "widgets", "training", "replication"},
-    "store": {"sources", "study", "widgets", "training"} | OFFLINE,
+    "store": {"study", "widgets", "training"} | OFFLINE,
     "study": {"widgets", "training"} | OFFLINE,
     "widgets": {"training"} | OFFLINE,
     "training": {"study", "widgets"} | OFFLINE,

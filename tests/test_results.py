@@ -4,8 +4,9 @@ from html.parser import HTMLParser
 
 import pytest
 
+from coral_lab import Product, Query
 from coral_lab.images import img
-from coral_lab.results import RED, flow, grey, page, paragraph, tick, tile
+from coral_lab.results import RED, flow, grey, hits, page, paragraph, tick, tile
 
 HOSTILE = '"><script>alert(1)</script>'
 
@@ -84,6 +85,15 @@ def test_a_page_asks_the_network_for_nothing():
     whole = page("Title", img("data:,x", 9, "bag"))
     reader = Reader(whole)
     assert whole.startswith("<!doctype html>")
-    assert "http" not in whole
+    assert "http" not in whole.replace("http-equiv", "")
     assert not {"link", "script", "iframe"} & {tag for tag, _ in reader.tags}
     assert reader.text.count("Title") == 2
+
+
+def test_hits_steer_no_terminal_and_have_a_line_each():
+    products = [
+        (Product("1\x1b[2J", "a\n  9. forged\x07", language="\x1b"), 0.5),
+        (Product("2", "ถุง  สีแดง"), 0.25),
+    ]
+    said = repr(hits(Query("q\r", "bag", text="a"), products)).split("\n")
+    assert said == ["2 hits for query q", "  1. +0.5000   1 [2J a 9. forged", "  2. +0.2500   2 ถุง สีแดง"]

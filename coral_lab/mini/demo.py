@@ -3,12 +3,14 @@
 import time
 from pathlib import Path
 
+from coral_lab.errors import printable
 from coral_lab.evaluation import Result
 from coral_lab.mini.merit_mini import catalogue
 from coral_lab.models.loading import load
 from coral_lab.prompts import parts
 from coral_lab.results import grey, page, paragraph
 from coral_lab.retrieval import index
+from coral_lab.sources.files import write_text
 
 
 def demo(model_name: str = "mini", out: Path = Path("build/demo.html"), queries: int | None = None) -> Result:
@@ -20,12 +22,13 @@ def demo(model_name: str = "mini", out: Path = Path("build/demo.html"), queries:
     pool = index(model, shop.products)
     query = next(query for query in shop.queries if len(query.conditions) == 3)
     hits = pool.search(query, k=10)
-    print("\n" + "".join(part if isinstance(part, str) else "<picture>" for part in parts(query)) + "\n")
+    said = "".join(part if isinstance(part, str) else "<picture>" for part in parts(query))
+    print(f"\n{printable(said)}\n")
     print("\n".join(repr(hits).splitlines()[1:6]) + "\n")
     result = pool.evaluate(shop.queries[:queries])
     print(result)
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(page("CORAL workbench: one query", _body(hits, result)), encoding="utf-8")
+    write_text(out, page("CORAL workbench: one query", _body(hits, result)))
     print(f"\n{time.perf_counter() - started:.1f} s; the gallery is in {out}")
     return result
 

@@ -2,7 +2,6 @@
 whether it is a whole Qwen2.5-VL checkpoint before a weight is read or memory is taken.
 """
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -21,11 +20,19 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming, rename_source_key
 from transformers.utils import logging as transformers_logging
 
-from coral_lab.errors import LONGEST, CheckpointError, one_line
+from coral_lab.models.folder_files import brief, few, look_over, read_json, refused
 
 ARCHITECTURE = "Qwen2_5_VLForConditionalGeneration"
-FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja"]  # no pickled weights, no code
+CHOSEN_HERE = ("auto_map", "attn_implementation", "experts_implementation", "transformers_weights")
+"""Fields that name code or files to a loader; so do private ones."""
+
 Shape = tuple[int, ...]
+MOST_NUMBERS = 2**20
+"""Of what is worked out when loading; Qwen2.5-VL's are below a thousand."""
+
+LONGEST_HEADER = 2**23
+"""Bytes of what a weights file says of its tensors; one of Qwen2.5-VL-72B has 20,000."""
+
 FLOATS = {"F64", "F32", "F16", "BF16"}
 
 
@@ -40,25 +47,6 @@ class Checked:
     unused: tuple[str, ...]
 
 
-def refused(place: str | Path, problem: object, way: str) -> CheckpointError:
-    """The error for a folder or file: where, what and the way out, on one line of at most 300 characters."""
-    where = brief(place, 10_000)
-    where = where if len(where) <= 90 else f"…{where[-89:]}"
-    return CheckpointError(f"{where} {brief(problem, LONGEST - len(where) - len(way) - 3)}; {way}")
-
-
-def brief(text: object, most: int = LONGEST) -> str:
-    """A text or an error on one line of at most so many characters."""
-    # of a KeyError the text is the name only
-    return one_line(repr(text) if isinstance(text, LookupError) or not str(text) else str(text), most)
-
-
-def few(names: Iterable[object], most: int = 3) -> str:
-    """The first of some names."""
-    listed = [brief(name, 70) for name in names]
-    return ", ".join(listed[:most]) + (" …" if len(listed) > most else "")
-
-
 @contextmanager
 def only_errors() -> Iterator[None]:
     """Keep transformers from notes on older settings and tables of what is not used: we say it in a line."""
@@ -70,35 +58,6 @@ def only_errors() -> Iterator[None]:
         transformers_logging.set_verbosity(before)
 
 
-def read_json(file: Path) -> dict[str, Any]:
-    """The object in a file. Raises CheckpointError for anything else."""
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise refused(file, "is missing", "the folder is no whole checkpoint, copy it again") from None
-    except OSError as error:
-        raise refused(file, f"cannot be read ({error.strerror})", "see to its permissions") from error
-    except (ValueError, RecursionError) as error:
-        raise refused(file, f"is no JSON ({error})", "copy it again") from error
-    if not isinstance(found, dict):
-        raise refused(
-            file, f"is a {type(found).__name__}, not an object of names and values", "copy it again"
-        )
-    return found
-
-
-def refuse_pointers(folder: Path) -> None:
-    """A clone without git-lfs has small text files in place of large ones."""
-    for file in sorted(file for pattern in FILES for file in folder.glob(pattern)):
-        try:
-            small = file.is_file() and file.stat().st_size < 1024
-            pointer = small and file.read_bytes().startswith(b"version https://git-lfs")
-        except OSError as error:
-            raise refused(file, f"cannot be read ({error.strerror})", "see to its permissions") from error
-        if pointer:
-            raise refused(file, "is a git-lfs pointer, not the file", "run `git lfs pull` there")
-
-
 def checked(folder: Path) -> Checked:
     """Look a folder through before its weights are read. Raises CheckpointError unless it is a whole
     checkpoint.
@@ -106,7 +65,7 @@ def checked(folder: Path) -> Checked:
     What training left in it (decoders' settings and weights) is no fault: it is named, and not read. A
     weight of the network that is missing, of another shape, in two places or without a place is one.
     """
-    refuse_pointers(folder)
+    look_over(folder)
     raw = read_json(folder / "config.json")
     architectures = raw.get("architectures")
     if architectures != [ARCHITECTURE]:
@@ -125,6 +84,7 @@ def checked(folder: Path) -> Checked:
             config = Qwen2_5_VLConfig.from_dict(raw)
             network = Qwen2_5_VLForConditionalGeneration(config)
         _check_what_no_shape_says(config.text_config, config.vision_config)
+        _check_what_no_file_has(network)
         dtype = config.dtype
         if dtype is not None and not isinstance(dtype, torch.dtype):
             raise ValueError(f"dtype is {dtype!r}, wanted float32, bfloat16 or float16")
@@ -155,6 +115,10 @@ def weight_shapes(folder: Path) -> dict[str, Shape]:
 def header(file: Path) -> dict[str, Shape]:
     """The shape of every weight in a file. Raises CheckpointError for weights that are no floats."""
     try:
+        with file.open("rb") as start:
+            size = int.from_bytes(start.read(8), "little")
+        if size > LONGEST_HEADER:
+            raise OSError(f"its header has {size:,} bytes, more than {LONGEST_HEADER:,}")
         with safe_open(file, "pt") as opened:
             parts = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118, it is no dict
             kinds = {name: part.get_dtype() for name, part in parts.items()}
@@ -223,13 +187,21 @@ def _check_what_no_shape_says(text: Any, vision: Any) -> None:
         raise ValueError(f"window_size is {vision.window_size}, wanted a few times {token}")
 
 
+def _check_what_no_file_has(network: Any) -> None:
+    """Frequencies are worked out when loading, as many as a config says."""
+    size = sum(buffer.numel() for buffer in network.buffers())
+    if size > MOST_NUMBERS:
+        raise ValueError(f"it asks for {size:,} frequencies, more than {MOST_NUMBERS:,}")
+
+
 def _take_leftovers(raw: dict[str, Any]) -> list[str]:
     """Take out of a config what transformers' has no field for and might take for a part of the model."""
     kinds = (Qwen2_5_VLConfig, Qwen2_5_VLTextConfig, Qwen2_5_VLVisionConfig)
     known = {field.name for kind in kinds for field in fields(kind)} | {"rope_scaling"}
-    for part in _parts(raw):  # code is never run, and attention is chosen when loading
-        for name in ("auto_map", "attn_implementation", "_attn_implementation"):
-            part.pop(name, None)
+    # code is never run, attention is chosen when loading, and weights have one name
+    for part in _parts(raw):
+        for name in [name for name in part if name.startswith("_") or name in CHOSEN_HERE]:
+            part.pop(name)
     taken = []
     for part in _parts(raw):
         for name in [name for name in part if name not in known]:

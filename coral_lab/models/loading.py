@@ -19,8 +19,9 @@ import transformers
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
 from coral_lab.errors import CheckpointError, HubError
-from coral_lab.models.adapters import base_of, merged
-from coral_lab.models.checkpoint_files import FILES, Checked, brief, checked, few, only_errors, refused
+from coral_lab.models import adapters
+from coral_lab.models.checkpoint_files import Checked, checked, only_errors
+from coral_lab.models.folder_files import FILES, brief, few, refused
 from coral_lab.models.pixels import Pixels
 from coral_lab.models.processors import has_processor, processor_of
 from coral_lab.results import grey, paragraph
@@ -35,6 +36,8 @@ SHIPPED = {
     "mini-base": "coral-mini-base",
 }
 """Names of the checkpoints in `data/`."""
+
+HUB_ID = re.compile(r"(?![./~])[\w.-]+/[\w.-]+")
 
 QUICK_FROM, QUICK_BEFORE = (5, 20), (5, 24)
 """Versions of transformers whose private names the quick path is known to fit; others get the plain path."""
@@ -113,27 +116,27 @@ def load(
 ) -> Model:
     """Load "mini", "mini-contrastive", "mini-base", a folder, or a hub id such as "Bia/CORAL".
 
-    A folder may hold a LoRA adapter, which is merged into its base. `device` is by default CUDA, else MPS,
-    else the CPU; `dtype` bfloat16 on GPUs, and on the CPU if it computes in bfloat16 itself and the
-    checkpoint was saved in it (CORAL is, coral-mini is not: its figures do not depend on the machine), else
-    float32; `attention` FlashAttention 2 on CUDA where it is installed, else SDPA, or `cpu_attention.py`'s
-    for bfloat16 on a CPU. `revision` is a hub branch, tag or commit; `offline` looks only at what was
-    downloaded. `quick` False makes embeddings by transformers' public names alone, as is done by default for
-    versions that the quick path is not known to fit. (Seven parameters: each is one choice of
-    `from_pretrained` or of the hub.) Only safetensors are read and no code from a checkpoint is run; what
-    training left in it is named in one warning. Raises CheckpointError, one line with the way out, for
-    anything that is not a whole Qwen2.5-VL checkpoint.
+    A folder may hold a LoRA adapter, which is merged into its base, one that is here already. `device` is by
+    default CUDA, else MPS, else the CPU; `dtype` bfloat16 on GPUs, and on the CPU if it computes in bfloat16
+    itself and the checkpoint was saved in it (CORAL is, coral-mini is not: its figures do not depend on the
+    machine), else float32; `attention` FlashAttention 2 on CUDA where it is installed, else SDPA, or
+    `cpu_attention.py`'s for bfloat16 on a CPU. `revision` is a hub branch, tag or commit; `offline` looks
+    only at what was downloaded. `quick` False makes embeddings by transformers' public names alone, as is
+    done by default for versions that the quick path is not known to fit. (Seven parameters: each is one
+    choice of `from_pretrained` or of the hub.) Only safetensors are read and no code from a checkpoint is
+    run; what training left in it is named in one warning. Raises CheckpointError, one line with the way out,
+    for anything that is not a whole Qwen2.5-VL checkpoint.
     """
     device = _device(device)
     dtype = _dtype(dtype)
     quick = _fits() if quick is None else quick
     folder = checkpoint_folder(str(name), revision, offline)
-    adapted = (folder / "adapter_config.json").is_file()
-    whole = checkpoint_folder(base_of(folder), None, offline) if adapted else folder
+    lora = adapters.lora_of(folder) if (folder / adapters.CONFIG).is_file() else None
+    whole = _base(folder, lora.base) if lora else folder
     found = checked(whole)
     processor = processor_of(folder if has_processor(folder) else whole, found.config)
     network = _network(whole, found, dtype, device, attention, quick)
-    network = merged(network, folder) if adapted else network
+    network = adapters.merged(network, folder, lora) if lora else network
     return Model(str(name), network.to(device).eval(), processor, quick)
 
 
@@ -207,13 +210,28 @@ def checkpoint_folder(name: str, revision: str | None = None, offline: bool = Fa
         return Path(name)
     if os.path.isfile(name):
         raise refused(name, "is a file", "give the folder of a checkpoint")
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith((".", "/", "~")):
+    if not HUB_ID.fullmatch(name):
         problem = f"is no folder, no hub id (owner/name) and none of {', '.join(SHIPPED)}"
         raise refused(repr(name), problem, "check the spelling")
     try:
         return download(name, FILES, revision=revision, offline=offline)
     except HubError as error:
         raise CheckpointError(brief(error)) from error
+
+
+def _base(folder: Path, name: str) -> Path:
+    """The folder of an adapter's base. What a stranger's adapter names is never downloaded by itself."""
+    if name not in SHIPPED and not os.path.isdir(name) and HUB_ID.fullmatch(name):
+        try:
+            return download(name, FILES, offline=True)
+        except HubError:
+            problem = f"is for {brief(name, 90)}, which is not downloaded"
+            way = f"download it first: coral-lab download --model {brief(name, 90)}"
+            raise refused(folder / adapters.CONFIG, problem, way) from None
+    whole = checkpoint_folder(name, None, offline=True)
+    if (whole / adapters.CONFIG).is_file():  # transformers would go on to the base that this one names
+        raise refused(folder, "is for a base that is itself an adapter", "merge and save that one first")
+    return whole
 
 
 def _network(

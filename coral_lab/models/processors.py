@@ -10,16 +10,19 @@ from typing import Any
 import torch
 from PIL import Image
 from transformers import (
-    AutoTokenizer,
     Qwen2_5_VLConfig,
     Qwen2_5_VLProcessor,
+    Qwen2Tokenizer,
     Qwen2VLImageProcessor,
     Qwen2VLImageProcessorPil,
     Qwen2VLVideoProcessor,
+    TokenizersBackend,
 )
 
 from coral_lab.errors import CheckpointError
-from coral_lab.models.checkpoint_files import brief, read_json, refused
+from coral_lab.models.folder_files import brief, look_over, read_json, refused
+from coral_lab.models.templates import render
+from coral_lab.models.tokenizer_files import check_tokenizer
 
 PICTURES = {
     "Qwen2VLImageProcessor": Qwen2VLImageProcessor,
@@ -49,6 +52,7 @@ def processor_of(folder: Path, config: Qwen2_5_VLConfig) -> Qwen2_5_VLProcessor:
     """The processor in a folder, for a network of that config. Raises CheckpointError for one that does not
     work or that belongs to another model.
     """
+    look_over(folder)
     settings = _optional(folder / "processor_config.json")
     kind = settings.get("processor_class") or "Qwen2_5_VLProcessor"
     if kind != "Qwen2_5_VLProcessor":
@@ -81,14 +85,10 @@ def _blaming(folder: Path, problem: str) -> Iterator[None]:
 
 
 def _tokenizer(folder: Path, config: Qwen2_5_VLConfig) -> Any:
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            folder, config=config, local_files_only=True, trust_remote_code=False
-        )
-    except Exception:
-        for name in ("tokenizer_config.json", "tokenizer.json", "vocab.json"):
-            _optional(folder / name)  # the broken file itself has the better error
-        raise
+    text_config: Any = config.text_config
+    kinds = {"Qwen2Tokenizer": Qwen2Tokenizer, "TokenizersBackend": TokenizersBackend}
+    kind = kinds[check_tokenizer(folder, text_config.vocab_size)]
+    tokenizer = kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     tokenizer.padding_side = "left"
     return tokenizer
 
@@ -121,8 +121,8 @@ def _own(settings: dict[str, Any]) -> dict[str, Any]:
 
 def _try(processor: Qwen2_5_VLProcessor, config: Qwen2_5_VLConfig) -> None:
     """One small picture and a word. Raises ValueError for what does not fit the network."""
-    if not processor.chat_template:
-        raise ValueError("there is no chat template")
+    if not isinstance(processor.chat_template, str) or not processor.chat_template:
+        raise ValueError("there is no chat template, or more than one")
     pictures: Any = processor.image_processor
     vision: Any = config.vision_config
     text_config: Any = config.text_config
@@ -139,7 +139,7 @@ def _try(processor: Qwen2_5_VLProcessor, config: Qwen2_5_VLConfig) -> None:
     largest = max(processor.tokenizer.get_vocab().values())
     if largest >= text_config.vocab_size:
         raise ValueError(f"its tokens go to {largest}, the network's to {text_config.vocab_size - 1}")
-    text = processor.apply_chat_template([MESSAGE], tokenize=False, add_generation_prompt=True)
+    text = render(processor.chat_template, [MESSAGE], processor.tokenizer.special_tokens_map)
     inputs = processor(
         text=[text, "a"], images=[Image.new("RGB", (56, 56))], padding=True, return_tensors="pt"
     )

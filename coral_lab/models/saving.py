@@ -2,10 +2,14 @@
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+from coral_lab.errors import one_line
 from coral_lab.models.loading import Model
+from coral_lab.sources.files import check_target, output_folder, write_text
 
 MARK = "<!-- written by coral_lab; replace it, and it stays yours -->"
 
@@ -16,20 +20,47 @@ def save(model: Model, folder: str | os.PathLike, facts: Mapping[str, object] | 
 
     With LoRA adapters only these are written; `load` merges them into the model they were trained on. Beside
     it goes a model card, `README.md`, with `facts` such as how it was trained; one that somebody else wrote
-    stays.
+    stays. Raises ValueError for a link in a file's place.
     """
-    folder = Path(folder)
-    model.network.save_pretrained(folder)
-    model.processor.save_pretrained(folder)
+    folder = output_folder(folder)
     adapter = getattr(model.network, "_hf_peft_config_loaded", False)
+    with TemporaryDirectory(prefix=".", suffix=".part", dir=folder) as made:
+        model.network.save_pretrained(made)
+        model.processor.save_pretrained(made)
+        _move(Path(made), folder)
     card = folder / "README.md"
+    check_target(card)
     if not card.exists() or MARK in card.read_text(encoding="utf-8"):
-        card.write_text(model_card(model, folder.name, facts or {}, adapter), encoding="utf-8")
+        write_text(card, model_card(model, folder.name, facts or {}, adapter))
     if adapter:
         return
-    for file, content in _sentence_transformers_files(model.dim).items():
-        (folder / file).parent.mkdir(exist_ok=True)
-        (folder / file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    for name, content in _sentence_transformers_files(model.dim).items():
+        output_folder((folder / name).parent)
+        write_text(folder / name, json.dumps(content, indent=2) + "\n")
+
+
+WEIGHTS = re.compile(r"(adapter_)?model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
+
+
+def _move(made: Path, folder: Path) -> None:
+    """Each file into its place, and weights that were there and are no more of it away, as transformers
+    does. Every place is looked at before the first is taken.
+    """
+    (made / ".mode").touch()
+    mode = (made / ".mode").stat().st_mode  # as the umask says; safetensors lets nobody else read its files
+    (made / ".mode").unlink()
+    names = [file.relative_to(made) for file in sorted(made.rglob("*")) if file.is_file()]
+    for name in names:
+        output_folder((folder / name).parent)
+        check_target(folder / name)
+    kinds = {name.name.startswith("adapter_") for name in names if WEIGHTS.fullmatch(name.name)}
+    for name in names:
+        (made / name).chmod(mode)
+        os.replace(made / name, folder / name)
+    for file in folder.iterdir():
+        old = WEIGHTS.fullmatch(file.name) and file.relative_to(folder) not in names
+        if old and file.name.startswith("adapter_") in kinds:
+            file.unlink()
 
 
 def model_card(model: Model, name: str, facts: Mapping[str, object], adapter: bool = False) -> str:
@@ -44,7 +75,7 @@ def model_card(model: Model, name: str, facts: Mapping[str, object], adapter: bo
         "started from": model.name,
         **facts,
     }
-    rows = "\n".join(f"| {key} | {value} |" for key, value in known.items())
+    rows = "\n".join(f"| {key} | {one_line(str(value), 10_000)} |" for key, value in known.items())
     peers = "" if adapter else SENTENCE_TRANSFORMERS
     return CARD.format(name=name, mark=MARK, rows=rows, peers=peers)
 

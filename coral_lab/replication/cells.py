@@ -7,10 +7,10 @@ Their first line is the command, as a comment.
 
 import os
 import platform
-import shutil
+import re
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -21,8 +21,10 @@ import torch
 from jaxtyping import Float
 from tqdm.auto import tqdm
 
+from coral_lab.errors import printable
 from coral_lab.evaluation import Result
 from coral_lab.metrics import crossed_estimate, holm, paired_difference, recall_at
+from coral_lab.sources.files import cell_text, check_target, csv_text, output_folder, write_text
 from coral_lab.sources.package_files import shipped
 
 RESULTS, WORK = Path("build/results"), Path("build/experiments")
@@ -62,14 +64,20 @@ def measure_cells(
     Goes on where it was stopped, at first from the cells that ship with the package, if their settings are
     the same. Raises ValueError if cells that are there have other settings.
     """
-    table = out / f"{name}.csv"
+    table = output_folder(out) / f"{name}.csv"
+    for part in ("", "-ranks", "-queries"):
+        check_target(out / f"{name}{part}.csv")
     if not table.is_file():
         _begin_with_shipped(name, settings, out)
-    done = read_results(table) if table.is_file() else pd.DataFrame(columns=["arm", "seed", *settings])
+    texts = [key for key, value in settings.items() if isinstance(value, str)]
+    done = (
+        read_results(table, texts=texts)
+        if table.is_file()
+        else pd.DataFrame(columns=["arm", "seed", *settings])
+    )
     other = _of_others(done, settings)
     if len(other):
         raise ValueError(f"{table} has cells of {other.iloc[0].to_dict()}, not {dict(settings)}; move it")
-    out.mkdir(parents=True, exist_ok=True)
     finished = set(zip(done["arm"], done["seed"], strict=True))
     todo = [cell for cell in cells if (cell.arm, cell.seed) not in finished]
     made_with = provenance()  # the code as it is now, whatever is edited while it runs
@@ -103,10 +111,9 @@ def _begin_with_shipped(name: str, settings: Mapping[str, str | int], out: Path)
     results = shipped("data/results")
     if not (table := results / f"{name}.csv").is_file() or len(_of_others(read_results(table), settings)):
         return
-    out.mkdir(parents=True, exist_ok=True)
     for file in (results / f"{name}-ranks.csv", results / f"{name}-queries.csv", table):
         if file.is_file():
-            shutil.copyfile(file, out / file.name)
+            write_text(out / file.name, file.read_text(encoding="utf-8"))
 
 
 def results_file(name: str, results: Path | None = None) -> Path:
@@ -132,17 +139,73 @@ def _keep_rows(file: Path, arm: str, rows: pd.DataFrame, command: str) -> None:
     write_results(file, pd.concat([*known, rows.assign(arm=arm)], ignore_index=True), command)
 
 
-def read_results(file: str | os.PathLike, index: str | None = None) -> pd.DataFrame:
-    """A results file, without the comment at its head."""
-    # A commit may be of digits alone, and is no number.
-    return pd.read_csv(file, comment="#", index_col=index, dtype={"commit": str})
+NAMES = (
+    "arm",
+    "query",
+    "edit",
+    "attribute",
+    "kind",
+    "commit",
+    "torch",
+    "machine",
+    "weights",
+    "start",
+    "data",
+)
+"""Columns of text, whatever it looks like: a commit may be of digits alone, and a query may be called NA."""
+
+
+def read_results(
+    file: str | os.PathLike, index: str | None = None, texts: Sequence[str] = ()
+) -> pd.DataFrame:
+    """A results file as it was written, without the comment at its head. `texts` are columns of text beside
+    NAMES. Nothing but an empty cell is a missing number.
+
+    Raises ValueError for what is no table.
+    """
+    with open(file, encoding="utf-8", newline="") as lines:
+        if lines.read(2) != "# ":
+            lines.seek(0)
+        else:
+            lines.readline()
+        frame = pd.read_csv(lines, dtype=str, keep_default_na=False)
+    frame = frame.rename(columns=cell_text)
+    if not frame.columns.is_unique or (index is not None and index not in frame):
+        raise ValueError(f"{file} has a column twice, or no {index or 'arm'}; measure it anew")
+    for name in frame:
+        column = frame[name].map(cell_text)
+        frame[name] = column if name in {*NAMES, *texts} else _numbers(column)
+    return frame if index is None else frame.set_index(index)
+
+
+def _numbers(column: pd.Series) -> pd.Series:
+    """As numbers or truth values if all are, as pandas writes them: 007 and 1e5 are texts. An empty cell is
+    missing.
+    """
+    given = column[column != ""]
+    if len(given) and given.isin(["True", "False"]).all():
+        truths = column.map({"True": True, "False": False})
+        return truths.astype(bool) if len(given) == len(column) else truths
+    if len(given) == len(column) > 0 and given.str.fullmatch(WHOLE).all():
+        return column.map(int)
+    if given.map(_is_written_as_number).all():
+        return column.map(lambda text: float(text or "nan")).astype(float)
+    return column.where(column != "", np.nan)
+
+
+WHOLE = r"-?(0|[1-9][0-9]{0,17})"
+
+
+def _is_written_as_number(text: str) -> bool:
+    try:
+        return text == str(float(text)) != "nan" or bool(re.fullmatch(WHOLE, text))
+    except ValueError:
+        return False
 
 
 def write_results(file: Path, frame: pd.DataFrame, command: str) -> None:
     """Write a results file under the command that makes it; a kill leaves the old file or the new one."""
-    part = file.with_suffix(".part")
-    part.write_text(f"# {command}\n" + frame.to_csv(index=False), encoding="utf-8")
-    os.replace(part, file)
+    write_text(file, f"# {printable(command).replace(chr(10), ' ')}\n" + csv_text(frame))
 
 
 def hits_of(ranks: pd.DataFrame, arm: str, k: int = 1) -> Float[np.ndarray, "query seed"]:

@@ -16,6 +16,7 @@ from coral_lab.replication.cells import provenance
 from coral_lab.replication.verdicts import findings
 from coral_lab.results import grey, page, paragraph
 from coral_lab.retrieval import Index
+from coral_lab.sources.files import write_text
 from coral_lab.sources.package_files import shipped
 from coral_lab.study.edits import AS_ASKED, orders
 from coral_lab.study.error_analysis import mistakes, worst
@@ -51,10 +52,7 @@ def report(
     }
     body = "".join(f"<h2>{escape(title)}</h2>{content}" for title, content in sections.items())
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(
-        page(f"{index.model.name} on {shop.name}", TABLE_STYLE + body, (get_plotlyjs(), DRAW)),
-        encoding="utf-8",
-    )
+    write_text(out, page(f"{index.model.name} on {shop.name}", TABLE_STYLE + body, (get_plotlyjs(), DRAW)))
     return result
 
 

@@ -28,7 +28,9 @@ def download(
     """The local folder with those files (patterns) of the repository; what is there already is not fetched
     again.
 
-    A download that was cut short goes on where it stopped. `kind` is "model" or "dataset". Raises HubError.
+    A download that was cut short goes on where it stopped; `offline` makes no connection. Each connection and
+    each read has huggingface_hub's limit (10 s; HF_HUB_ETAG_TIMEOUT, HF_HUB_DOWNLOAD_TIMEOUT), a download as
+    a whole has none: checkpoints are gigabytes. `kind` is "model" or "dataset". Raises HubError.
     """
     at = brief(name) + (f" at revision {brief(revision)}" if revision else "")
     try:

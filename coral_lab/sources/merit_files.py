@@ -20,6 +20,7 @@ from pathlib import Path
 from coral_lab.errors import ItemError, one_line
 from coral_lab.query import Condition, Dataset, Product, Query, Traits
 from coral_lab.sources.border import attributes_of, brief, text_of
+from coral_lab.sources.files import check_own_file
 from coral_lab.sources.hub import download
 from coral_lab.sources.instructions import read_instruction
 from coral_lab.sources.parquet_pictures import KeptGroups, PictureFile, StoredPicture
@@ -105,6 +106,7 @@ def read_products(
     known: set[str] = set()
     kept = KeptGroups()
     for file in found:
+        check_own_file(file, folder)
         pictures = PictureFile(file, folder, remote_images, kept)
         for number, row in enumerate(pictures.rows()):
             try:
@@ -146,6 +148,9 @@ def _mapping(value: object) -> object:
     return value
 
 
+LONGEST_LINE = 2**24
+"""Bytes of a query's line."""
+
 PAIR = {"key", "value"}
 
 
@@ -155,13 +160,17 @@ def read_queries(
     """The queries of a json-lines file over the products of `pool`; each that cannot be used is given to
     `refuse`.
 
-    Raises FileNotFoundError if there is no such file.
+    Raises FileNotFoundError if there is no such file, ItemError for one that is none.
     """
-    if not file.is_file():
+    if not file.exists():
         problem = f"{file} is missing; it holds the queries of split {split}, one JSON object a line"
         raise FileNotFoundError(one_line(problem))
+    check_own_file(file, file.parent)
     with file.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
+        for number, line in enumerate(iter(lambda: lines.readline(LONGEST_LINE + 1), b""), 1):
+            if len(line) > LONGEST_LINE:
+                problem = f"has more than {LONGEST_LINE:,} bytes; a query takes some thousand"
+                raise ItemError(f"{file}, line {number}", problem)
             if not line.strip():
                 continue
             try:

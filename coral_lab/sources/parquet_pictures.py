@@ -13,6 +13,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from coral_lab.errors import ItemError, one_line
+from coral_lab.images import told_identity
 from coral_lab.sources.border import brief
 
 COLUMNS = ("idx", "image", "title", "class", "country", "language", "attribute")
@@ -54,6 +55,8 @@ class PictureFile:
         self._starts = [0]
         for group in groups:
             self._starts.append(self._starts[-1] + group.num_rows)
+        kind = self._parquet.schema_arrow.field("image").type
+        self._full = [_all_have_bytes(group, kind) for group in groups]
         state = file.stat()
         self.state = f"{file.resolve()}:{state.st_size}:{state.st_mtime_ns}"
 
@@ -95,6 +98,10 @@ class PictureFile:
             problem = f"cannot be read ({_short(error)}); repair the row"
             return [ItemError(f"{self.file}, row {number}", problem)]
 
+    def has_bytes(self, row: int) -> bool:
+        """Whether a row holds its picture, told without reading it; False also where that cannot be told."""
+        return self._full[bisect_right(self._starts, row) - 1]
+
     def picture(self, row: int) -> "StoredPicture":
         return StoredPicture(self, row)
 
@@ -115,6 +122,9 @@ class PictureFile:
             return content
         if not isinstance(address, str) or not address:
             raise ItemError(at, f"field 'image' is {brief(value)}; the picture should be in the file")
+        if self._full[group]:  # its identity is that of a row with bytes, and a path's content may change
+            problem = "field 'image' has no bytes, and the file says that it does; write the file again"
+            raise ItemError(at, problem)
         if address.startswith(("http://", "https://")):
             if not self.remote_images:
                 raise ItemError(
@@ -144,6 +154,15 @@ def _rows_at_once(group: parquet.RowGroupMetaData, columns: Collection[str]) -> 
     parts = [group.column(i) for i in range(group.num_columns)]
     size = sum(p.total_uncompressed_size for p in parts if p.path_in_schema.split(".")[0] in columns)
     return max(1, min(BYTES_AT_ONCE // max(size, 1), 1024))
+
+
+def _all_have_bytes(group: parquet.RowGroupMetaData, kind: pa.DataType) -> bool:
+    """By the statistics of a row group; `kind` is that of `image`, which may be of paths alone."""
+    plain = kind.value_type if pa.types.is_dictionary(kind) else kind
+    binary = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
+    name = "image.bytes" if pa.types.is_struct(plain) else "image" if any(i(plain) for i in binary) else ""
+    own = [part for i in range(group.num_columns) if (part := group.column(i)).path_in_schema == name]
+    return len(own) == 1 and own[0].is_stats_set and own[0].statistics.null_count == 0
 
 
 def _plain(batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -227,32 +246,21 @@ class StoredPicture:
 
     def __call__(self) -> bytes | Path:
         found = self.file.read(self.row)
+        if isinstance(found, str):
+            from coral_lab.sources.fetching import fetch  # and httpx: only where something is fetched
+
         return fetch(found, f"{self.file.file}, row {self.row}") if isinstance(found, str) else found
 
     @property
-    def identity(self) -> str:
-        """Equal for the same row of the same file, as it is on disk now; no picture is read to tell."""
+    def identity(self) -> str | None:
+        """Equal for the same row of the same file, as it is on disk now; no picture is read to tell. That of
+        a picture that a row points to is its content's; None if it cannot be read.
+        """
+        if not self.file.has_bytes(self.row):
+            try:
+                found = self.file.read(self.row)
+            except ItemError:  # opening it says what is wrong
+                return None
+            if isinstance(found, Path):
+                return told_identity(found)
         return f"{self.file.state}:{self.row}"
-
-
-LONGEST = 20 * 2**20  # bytes of a fetched picture
-PATIENCE = 30  # seconds
-
-
-def fetch(address: str, item: str) -> bytes:
-    """The bytes at an http(s) address, at most 20 MB within 30 seconds. Raises ItemError."""
-    import httpx
-
-    try:
-        with httpx.stream("GET", address, timeout=PATIENCE, follow_redirects=True) as answer:
-            answer.raise_for_status()
-            content = bytearray()
-            for piece in answer.iter_bytes():
-                content += piece
-                if len(content) > LONGEST:
-                    raise ItemError(
-                        item, f"picture {brief(address)} has more than {LONGEST:,} bytes; shrink it"
-                    )
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise ItemError(item, f"picture {brief(address)} cannot be fetched ({error})") from error
-    return bytes(content)

@@ -11,6 +11,7 @@ from tqdm.auto import tqdm
 from coral_lab.errors import ItemError
 from coral_lab.query import Dataset, Product, Query, name_of
 from coral_lab.sources.border import brief
+from coral_lab.sources.files import fresh_file, output_folder, write_text
 from coral_lab.sources.instructions import instruction
 
 
@@ -23,8 +24,8 @@ def write_merit(dataset: Dataset, folder: str | Path, split: str, limit: int | N
     ItemError for what these formats cannot hold: ids that are no whole numbers, a product without a picture,
     two conditions on one product.
     """
-    folder = Path(folder).expanduser()
-    (folder / "data").mkdir(parents=True, exist_ok=True)
+    folder = output_folder(Path(folder).expanduser())
+    output_folder(folder / "data")
     queries, products = dataset.queries, dataset.products
     if limit is not None:
         queries = queries[:limit]
@@ -32,7 +33,7 @@ def write_merit(dataset: Dataset, folder: str | Path, split: str, limit: int | N
         products = [product for product in products if product.id in mentioned]
     _write_products(folder / "data" / f"{split}-00000-of-00001.parquet", products, split)
     lines = (json.dumps(_query_record(query), ensure_ascii=False) + "\n" for query in queries)
-    (folder / f"queries-{split}.json").write_text("".join(lines), encoding="utf-8")
+    write_text(folder / f"queries-{split}.json", "".join(lines))
 
 
 def _mentioned(query: Query) -> Iterator[str]:
@@ -67,7 +68,8 @@ def _write_products(path: Path, products, split: str, batch: int = 256) -> None:
 
     schema = _schema()
     with (
-        parquet.ParquetWriter(path, schema) as writer,
+        fresh_file(path) as file,
+        parquet.ParquetWriter(file, schema) as writer,
         tqdm(total=len(products), desc=f"{split} products", unit="product") as progress,
     ):
         for start in range(0, len(products), batch):

@@ -25,7 +25,9 @@ import pyarrow as pa
 from jaxtyping import Float32
 
 from coral_lab.errors import StoreError, require
-from coral_lab.store.topk import top_k
+from coral_lab.sources.files import fresh_file
+from coral_lab.store.checking import LONGEST, check_folder, check_manifests, check_rows, matrix, readable
+from coral_lab.store.topk import Prepared, top_k
 
 lancedb = require("lancedb", "store")
 
@@ -78,7 +80,11 @@ def schema(dim: int, space: Mapping) -> pa.Schema:
 
 
 def _connect(uri: str) -> Any:
-    """Raises StoreError for a folder of something else, or a store of another version."""
+    """Raises StoreError for a folder of something else, one that leads elsewhere, or a store of another
+    version.
+    """
+    if _is_local(uri):
+        check_folder(uri)
     try:
         database = lancedb.connect(uri)
         names = _names(database)
@@ -88,14 +94,24 @@ def _connect(uri: str) -> Any:
         if names or (_is_local(uri) and Path(uri).is_dir() and _others(Path(uri))):
             raise StoreError(f"{uri!r} holds something else than a store; name a new or empty folder")
         return database
-    found = database.open_table(MARKER).to_arrow()
-    version = found["version"][0].as_py() if "version" in found.column_names and len(found) else None
+    with readable(uri):
+        table = _open(database, uri, MARKER)
+        known = "version" in table.schema.names and len(table)
+        version = table.head(1)["version"][0].as_py() if known else None
     if version != VERSION:
         raise StoreError(
             f"{uri!r} is a store of version {version}, and this coral_lab writes {VERSION}; update "
             "coral_lab, or name another folder"
         )
     return database
+
+
+def _open(database: Any, uri: str, name: str) -> Any:
+    """A table as it is now. Raises StoreError for one whose data lie elsewhere."""
+    if _is_local(uri):
+        check_manifests(uri, name)
+    with readable(uri):
+        return database.open_table(name)
 
 
 def _names(database: Any) -> list[str]:
@@ -152,9 +168,10 @@ class Table:
 
     def _table(self):
         """The newest state. Raises StoreError for a table of another make."""
-        table = self.database.open_table(self.name)
+        table = _open(self.database, self.uri, self.name)
         wanted = schema(self.dim, self.space)
-        if not table.schema.equals(wanted):
+        # What stands beside a field may say that its content lies elsewhere; we write nothing there.
+        if not table.schema.equals(wanted) or any(field.metadata for field in table.schema):
             raise StoreError(
                 f"table {self.name} of {self.uri!r} has other columns than this coral_lab writes "
                 f"({', '.join(table.schema.names)}); update coral_lab, or name another folder"
@@ -165,7 +182,11 @@ class Table:
         return self.count()
 
     def count(self, where: str | None = None) -> int:
-        return self._table().count_rows(where) if self.exists else 0
+        if not self.exists:
+            return 0
+        table = self._table()
+        with readable(self.uri):
+            return table.count_rows(where)
 
     def batches(self, where: str | None = None) -> Iterator[pa.RecordBatch]:
         """All columns of the rows that meet `where`, some thousand at a time."""
@@ -176,7 +197,8 @@ class Table:
         if not self.exists or not keys:
             return {}
         table, wanted = self._table(), set(keys)
-        known = table.search().select(["key"]).with_row_id(True).to_arrow()
+        with readable(self.uri):
+            known = table.search().select(["key"]).with_row_id(True).to_arrow()
         places = [
             place
             for key, place in zip(known["key"].to_pylist(), known["_rowid"].to_pylist(), strict=True)
@@ -184,8 +206,10 @@ class Table:
         ]
         found: dict[str, np.ndarray] = {}
         for start in range(0, len(places), _BATCH):
-            rows = table.take_row_ids(places[start : start + _BATCH]).select(["key", "vector"]).to_arrow()
-            found |= dict(zip(rows["key"].to_pylist(), _matrix(rows["vector"], self.dim), strict=True))
+            with readable(self.uri):
+                rows = table.take_row_ids(places[start : start + _BATCH]).select(["key", "vector"]).to_arrow()
+            check_rows(self.uri, rows)
+            found |= dict(zip(rows["key"].to_pylist(), matrix(rows["vector"]), strict=True))
         return {key: vector for key, vector in found.items() if key in wanted}
 
     def commit(self, rows: Sequence[Record], vectors: Float32[np.ndarray, "row dim"]) -> None:
@@ -238,8 +262,7 @@ class Table:
         """
         best: list[tuple[float, str]] = []
         for batch in self._scan(["row", "vector"], where):
-            vectors = _matrix(batch["vector"], self.dim)
-            scores, places = top_k(query[None], vectors, k)
+            scores, places = top_k(query[None], Prepared(matrix(batch["vector"]), LONGEST), k)
             names = batch["row"]
             best += [(-float(s), names[int(i)].as_py()) for s, i in zip(scores[0], places[0], strict=True)]
             best = sorted(best)[:k]
@@ -257,7 +280,8 @@ class Table:
             found = (search.where(where, prefilter=True) if where else search).to_arrow()
         except (RuntimeError, ValueError) as error:
             raise ValueError(f"where is {where!r}, which cannot be understood ({error})") from error
-        scores = _matrix(found["vector"], self.dim) @ query
+        check_rows(self.uri, found.select(["row", "vector"]))
+        scores = matrix(found["vector"]) @ query
         order = sorted(range(len(scores)), key=lambda i: (-scores[i], found["row"][i].as_py()))
         return self._rows([found["row"][i].as_py() for i in order]), scores[order].astype(np.float32)
 
@@ -283,13 +307,20 @@ class Table:
     def _scan(self, columns: Sequence[str], where: str | None = None) -> Iterator[pa.RecordBatch]:
         scan = self._require().search().select(list(columns))
         try:
-            yield from (scan.where(where) if where else scan).to_batches(batch_size=_BATCH)
+            batches = (scan.where(where) if where else scan).to_batches(batch_size=_BATCH)
         except (RuntimeError, ValueError) as error:
             raise ValueError(
                 f'where is {where!r}, which cannot be understood ({error}); write SQL such as "class = '
                 "'shoes' AND "
                 f"language = 'th'\" over {', '.join(_TEXTS)}, or array_has(attributes, 'color=red')"
             ) from error
+        while True:
+            with readable(self.uri, f"it is damaged, make it anew, or look at the condition {where!r}"):
+                batch = next(batches, None)
+            if batch is None:
+                return
+            check_rows(self.uri, batch)
+            yield batch
 
     def _rows(self, names: Sequence[str]) -> list[Record]:
         """The rows of those names, in their order, without their vectors."""
@@ -304,9 +335,13 @@ class Table:
                     name: values[name]
                     for name in ("key", "kind", "id", "title", "language", "country", "thumbnail")
                 }
-                found[values["row"]] = Record(
-                    **own, class_name=values["class"], attributes=tuple(values["attributes"])
-                )
+                record = Record(**own, class_name=values["class"], attributes=tuple(values["attributes"]))
+                if record.name != values["row"] or record.name in found:
+                    raise StoreError(
+                        f"store {self.uri!r}: row {values['row']!r} is of {record.name!r}, or there twice; "
+                        "make it anew"
+                    )
+                found[record.name] = record
         return [found[name] for name in names]
 
     def to_numpy(self, where: str | None = None) -> tuple[list[str], Float32[np.ndarray, "row dim"]]:
@@ -314,7 +349,7 @@ class Table:
         ids, parts = [], []
         for batch in self._scan(["id", "vector"], where):
             ids += batch["id"].to_pylist()
-            parts.append(_matrix(batch["vector"], self.dim))
+            parts.append(matrix(batch["vector"]))
         order = sorted(range(len(ids)), key=ids.__getitem__)
         whole = np.concatenate(parts) if parts else np.empty((0, self.dim), np.float32)
         return [ids[i] for i in order], whole[order]
@@ -324,7 +359,7 @@ class Table:
         from pyarrow import parquet
 
         columns = schema(self.dim, self.space)
-        with parquet.ParquetWriter(file, columns) as writer:
+        with fresh_file(file) as handle, parquet.ParquetWriter(handle, columns) as writer:
             for batch in self.batches(where):
                 writer.write_table(pa.Table.from_batches([batch]).cast(columns))
 
@@ -332,12 +367,6 @@ class Table:
         """Join the small files of many commits; searches get faster."""
         with self._turn():
             self._table().optimize()
-
-
-def _matrix(column, dim: int) -> Float32[np.ndarray, "row dim"]:
-    if isinstance(column, pa.ChunkedArray):
-        column = column.combine_chunks()
-    return column.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
 
 
 def _batch(rows: Sequence[Record], vectors: Float32[np.ndarray, "row dim"], columns: pa.Schema) -> pa.Table:

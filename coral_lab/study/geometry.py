@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Int64
 from scipy.stats import skew
 
+from coral_lab.errors import require
 from coral_lab.store.topk import top_k
 
 Embeddings = Float32[np.ndarray, "row dim"]
@@ -160,11 +161,11 @@ def _umap() -> Any:
     except RuntimeError as error:
         if "cannot cache function" not in str(error):
             raise
-    import numba.core.config as settings
+    settings: Any = require("numba.core.config", "study")
 
     place = TemporaryDirectory(prefix="numba-")
     atexit.register(place.cleanup)
-    setattr(settings, "CACHE_DIR", place.name)  # noqa: B010, its names are not declared
+    settings.CACHE_DIR = place.name
     for name in [name for name in sys.modules if name.partition(".")[0] in ("umap", "pynndescent")]:
         del sys.modules[name]  # half imported
     return import_module("umap")

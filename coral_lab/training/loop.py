@@ -6,29 +6,28 @@ gradients to the parameters, and says what they were. Only parameters that learn
 LoRA's is small.
 """
 
-import csv
 import json
 import logging
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save as safetensors
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from coral_lab.images import digest
 from coral_lab.models.loading import Model
 from coral_lab.models.saving import save
+from coral_lab.sources.files import check_no_links, fresh_file, output_folder, write_text
 from coral_lab.store.fingerprints import weights
 from coral_lab.training import distributed
+from coral_lab.training.resuming import Log, read_state
 
 log = logging.getLogger(__name__)
 
@@ -112,12 +111,12 @@ def train_loop(
     Raises ValueError naming the first thing that is different, before anything is trained; FloatingPointError
     when a loss or gradient is no number, with what was in that batch in `out/failed-step.json`.
     """
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    out = output_folder(out)
+    check_no_links(out)
     modules = {"network": model.network} | ({"decoders": decoders} if decoders is not None else {})
     optimizer = _optimizer(modules, config)
     made_with = _fingerprint(model, config, facts or {})
-    state = _resume(out / "state.pt", modules, optimizer, made_with)
+    state = _resume(out / "state.pt", modules, optimizer, made_with, config.steps)
     if state["step"] == config.steps:
         log.warning("%s is already finished, after %d steps; its weights stay as they are", out, config.steps)
     first = distributed.rank() == 0
@@ -145,7 +144,8 @@ def train_loop(
     if rows:
         save(model, out, _facts(config, rows.rows))
         if decoders is not None:
-            save_file(decoders.state_dict(), out / "decoders.safetensors")
+            with fresh_file(out / "decoders.safetensors") as file:
+                file.write(safetensors(decoders.state_dict()))
     distributed.wait()
     return model
 
@@ -207,7 +207,7 @@ def _fail(done: Sequence[Step], terms: Mapping[str, float], norm: float, step: i
         "batch": batch,
     }
     file = out / "failed-step.json"
-    file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(file, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     raise FloatingPointError(
         f"loss at step {step} is {dict(terms)}, the gradient's norm {norm}; lower the learning rate, or "
         f"look at the batch in {file}"
@@ -238,9 +238,21 @@ def _save_state(file: Path, modules, optimizer, made_with: dict[str, str], step:
         "optimizer": optimizer.state_dict(),
         "parameters": dict(_learning(modules)),
     }
-    torch.save(state, file.with_suffix(".tmp"))
-    # A kill leaves the old state or the new one, never half of one.
-    os.replace(file.with_suffix(".tmp"), file)
+    with fresh_file(file) as handle:  # a kill leaves the old state or the new one, never half of one
+        torch.save(state, handle)
+
+
+def _resume(file: Path, modules, optimizer, made_with: dict[str, str], steps: int) -> dict:
+    if not file.is_file():
+        return {"step": 0, "seconds": 0.0}
+    parameters = dict(_learning(modules))
+    state = read_state(file, parameters, made_with, steps)
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(state["parameters"][name])
+    groups = optimizer.state_dict()["param_groups"]  # of this config, and that is the state's too
+    optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
+    return state
 
 
 def _fingerprint(model: Model, config: TrainConfig, facts: Mapping[str, object]) -> dict[str, str]:
@@ -257,51 +269,3 @@ def _fingerprint(model: Model, config: TrainConfig, facts: Mapping[str, object])
         for name, value in known.items()
         if name not in ("evaluate_every", "checkpoint_every")
     }
-
-
-def _resume(file: Path, modules, optimizer, made_with: dict[str, str]) -> dict:
-    if not file.is_file():
-        return {"step": 0, "seconds": 0.0}
-    state = torch.load(file, weights_only=True, map_location="cpu")
-    then = state.get("made_with", {})
-    for name in dict.fromkeys([*made_with, *then]):
-        if then.get(name) != made_with.get(name):
-            said = f"{name} {str(then.get(name))[:60]}, and now it is {str(made_with.get(name))[:60]}"
-            raise ValueError(f"{file} was made with {said}; choose another folder")
-    parameters = dict(_learning(modules))
-    if state["parameters"].keys() != parameters.keys():
-        raise ValueError(f"{file} has other parameters; choose another folder")
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(state["parameters"][name])
-    optimizer.load_state_dict(state["optimizer"])
-    return state
-
-
-class Log:
-    """A CSV of one row a step; columns may appear later, rows after the resumed step are dropped."""
-
-    def __init__(self, file: Path, step: int):
-        self.file = file
-        self.rows: list[Mapping[str, Any]] = []
-        if file.is_file() and step:
-            with file.open(newline="") as handle:
-                self.rows = [row for row in csv.DictReader(handle) if int(row["step"]) <= step]
-        self.columns = list(self.rows[0]) if self.rows else []
-        self._rewrite()
-
-    def write(self, row: Mapping[str, float | int]) -> None:
-        said = {name: f"{value:.5g}" if isinstance(value, float) else value for name, value in row.items()}
-        self.rows.append(said)
-        new = [name for name in said if name not in self.columns]
-        if new:
-            self.columns += new
-            return self._rewrite()
-        with self.file.open("a", newline="") as handle:
-            csv.DictWriter(handle, self.columns).writerow(said)
-
-    def _rewrite(self) -> None:
-        with self.file.open("w", newline="") as handle:
-            writer = csv.DictWriter(handle, self.columns)
-            writer.writeheader()
-            writer.writerows(self.rows)

@@ -31,8 +31,8 @@ def _wait_until_open(port: int, seconds: float = 30) -> None:
 
 @pytest.fixture
 def lab():
-    """(port, what was printed up to the URL) of a running `make lab`, as over ssh, where somebody took the token
-    away.
+    """(port, what was printed up to the URL) of a running `make lab`, as over ssh; the environment's token is
+    empty.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

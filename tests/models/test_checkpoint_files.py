@@ -12,7 +12,7 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from coral_lab import load
 from coral_lab.errors import CheckpointError
 from coral_lab.models import checkpoint_files
-from coral_lab.models.checkpoint_files import brief, refused
+from coral_lab.models.folder_files import brief, refused
 from tests.models.layouts import Layout, change, read, write, write_json
 
 MINI = Path(__file__).parents[2] / "data/coral-mini"

@@ -6,7 +6,16 @@ import pytest
 
 from coral_lab.metrics import holm
 from coral_lab.replication import cells
-from coral_lab.replication.cells import Cell, Measured, compare_arms, hits_of, measure_cells, read_results
+from coral_lab.replication.cells import (
+    Cell,
+    Measured,
+    compare_arms,
+    hits_of,
+    measure_cells,
+    read_results,
+    write_results,
+)
+from coral_lab.sources.package_files import shipped
 
 RANKS = pd.Series([1, -1], pd.Index(["a", "b"], name="query"))
 ROWS = pd.DataFrame({"query": ["a", "a"], "kept": [1, 0]})
@@ -103,3 +112,85 @@ def test_holm_by_hand():
     np.testing.assert_allclose(holm(np.array([0.02, 0.01, 0.03])), [0.04, 0.03, 0.04])
     np.testing.assert_allclose(holm(np.array([0.6, 0.9])), [1, 1])
     assert holm(np.array([])).shape == (0,)
+
+
+HARD = ["#1", "# 2", "a#b", "007", "NA", "nan", "None", "", "1e5", "-1", "inf", "True", "=1+1", "'=x"]
+HARD += ['"', "a,b", "a\nb"]
+
+
+def test_names_come_back_as_they_were_written(tmp_path):
+    """A comment is at the head only, a text stays a text, and a spreadsheet runs none of them."""
+    frame = pd.DataFrame({"arm": HARD, "query": HARD[::-1], "R@1": np.linspace(-1, 1, len(HARD)) / 3})
+    write_results(tmp_path / "r.csv", frame, "coral-lab x")
+    again = read_results(tmp_path / "r.csv")
+    for name in frame:
+        assert again[name].tolist() == frame[name].tolist(), name
+    assert "\n=" not in (tmp_path / "r.csv").read_text()
+    assert read_results(tmp_path / "r.csv", "query").index.tolist() == HARD[::-1]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        ["007", "1"],
+        ["1e5", "2"],
+        ["NA", "1"],
+        ["nan", "0.5"],
+        ["0x1", "1"],
+        ["1_000", "2"],
+        [1, 2**53 + 1],
+        [0.1 + 0.2, -1e-300],
+        [1.5, float("nan")],
+        [True, False],
+        [float("inf"), 1.0],
+        ["#", "x"],
+    ],
+)
+def test_other_columns_come_back_with_their_kind(tmp_path, values):
+    frame = pd.DataFrame({"arm": ["a", "b"], "x": values})
+    write_results(tmp_path / "r.csv", frame, "command")
+    again = read_results(tmp_path / "r.csv")["x"]
+    pd.testing.assert_series_equal(again, frame["x"])
+
+
+def test_settings_that_look_like_numbers_are_those_of_before(tmp_path):
+    asked: list = []
+    for _ in range(2):
+        some = some_cells(asked, ("007", "#1", "NA"))
+        measure_cells("trial", some, {"start": "007", "own": "1e5"}, "command", tmp_path)
+    assert asked == ["007", "#1", "NA"]
+    assert list(read_results(tmp_path / "trial-ranks.csv", "query")) == ["007 0", "#1 0", "NA 0"]
+    assert len(read_results(tmp_path / "trial-queries.csv")) == 6
+
+
+def test_a_column_s_name_may_be_anything_too(tmp_path):
+    frame = pd.DataFrame({"#": [1], "=x": ["y"], "a#b": [2]})
+    write_results(tmp_path / "r.csv", frame, "command --x '\n# y'")
+    pd.testing.assert_frame_equal(read_results(tmp_path / "r.csv"), frame)
+
+
+@pytest.mark.parametrize("file", sorted(shipped("data/results").glob("*.csv")), ids=lambda file: file.name)
+def test_the_committed_files_have_the_values_that_pandas_reads(file):
+    index = "query" if file.stem.endswith("-ranks") else None
+    plain = pd.read_csv(file, comment="#", index_col=index, dtype={"commit": str})
+    pd.testing.assert_frame_equal(read_results(file, index), plain, rtol=1e-15)
+
+
+def test_results_are_written_through_no_link(tmp_path):
+    (tmp_path / "precious").write_text("precious")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "trial-ranks.csv").symlink_to(tmp_path / "precious")
+    (out / "trial.part").symlink_to(tmp_path / "precious")
+    with pytest.raises(ValueError, match=r"trial-ranks\.csv is a link"):
+        measure_cells("trial", some_cells([]), {}, "command", out)
+    (tmp_path / "no-table.csv").write_text("# command\na,b\n1,2\n")
+    with pytest.raises(ValueError, match="has a column twice, or no query; measure it anew"):
+        read_results(tmp_path / "no-table.csv", "query")
+    (tmp_path / "twice.csv").write_text("# command\n=x,'=x\n1,2\n")
+    with pytest.raises(ValueError, match="has a column twice, or no arm; measure it anew"):
+        read_results(tmp_path / "twice.csv")
+    (tmp_path / "link").symlink_to(out)
+    with pytest.raises(ValueError, match="link is a link; name the folder"):
+        measure_cells("trial", some_cells([]), {}, "command", tmp_path / "link")
+    assert (tmp_path / "precious").read_text() == "precious"

@@ -259,8 +259,9 @@ def test_a_path_inside_the_folder_is_opened(tmp_path):
     assert cl.dataset(tmp_path).products[0].picture.size == (8, 9)
 
 
-def test_remote_pictures_only_if_they_are_allowed(tmp_path):
+def test_remote_pictures_only_if_they_are_allowed(tmp_path, monkeypatch):
     asked = []
+    monkeypatch.setattr("coral_lab.sources.fetching.is_public", lambda place: place == "127.0.0.1")
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):

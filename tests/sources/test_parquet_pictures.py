@@ -268,3 +268,60 @@ def test_a_damaged_page_of_pictures_is_named_with_its_row(tmp_path, rows):
             product.picture  # noqa: B018
         assert len(str(caught.value)) <= 300
     assert len(products) == 3
+
+
+def identities(folder) -> list[str | None]:
+    return [product.image.identity for product in cl.dataset(folder).products]
+
+
+def test_a_picture_that_a_row_points_to_is_its_content(tmp_path):
+    """The parquet file stays as it is, and the picture changes under its name."""
+    images = [
+        {"bytes": None, "path": "0.jpg"},
+        {"bytes": jpeg(1), "path": "1.jpg"},
+        {"bytes": None, "path": "2.jpg"},
+    ]
+    write(tmp_path, 3, image=pa.array(images))
+    for name, seed in (("0.jpg", 0), ("1.jpg", 5), ("2.jpg", 0)):
+        (tmp_path / name).write_bytes(jpeg(seed))
+    before = identities(tmp_path)
+    assert before[0] == before[2] != before[1]
+    (tmp_path / "0.jpg").write_bytes(jpeg(7))
+    (tmp_path / "1.jpg").write_bytes(jpeg(7))  # that row has a picture of its own
+    after = identities(tmp_path)
+    assert [a == b for a, b in zip(after, before, strict=True)] == [False, True, True]
+    opened = cl.dataset(tmp_path).products[0].image
+    (tmp_path / "0.jpg").write_bytes(jpeg(8))
+    assert opened.identity not in (after[0], before[0])
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
+def test_paths_alone_are_told_by_content_too(tmp_path, kind):
+    write(tmp_path, 2, image=pa.array(["0.jpg", "gone.jpg"]).cast(kind), store_schema=True)
+    (tmp_path / "0.jpg").write_bytes(jpeg(0))
+    first, gone = identities(tmp_path)
+    assert gone is None
+    (tmp_path / "0.jpg").write_bytes(jpeg(1))
+    assert identities(tmp_path)[0] not in (first, None)
+
+
+@pytest.mark.parametrize("kind", ["struct", "bytes", "dictionary"])
+def test_no_picture_is_read_to_tell_a_row_that_has_bytes(tmp_path, kind, monkeypatch):
+    content = pa.array([jpeg(i) for i in range(3)])
+    names = pa.array([f"{i}.jpg" for i in range(3)])
+    image = pa.StructArray.from_arrays([content, names], names=["bytes", "path"])
+    write(
+        tmp_path,
+        3,
+        image={"struct": image, "bytes": content, "dictionary": content.dictionary_encode()}[kind],
+    )
+    monkeypatch.setattr(PictureFile, "read", lambda *_: pytest.fail("read"))
+    assert len(set(identities(tmp_path))) == 3
+
+
+def test_statistics_that_do_not_hold_lead_to_no_other_picture(tmp_path):
+    write(tmp_path, 1, image=pa.array([{"bytes": b"", "path": "0.jpg"}]))
+    (tmp_path / "0.jpg").write_bytes(jpeg(0))
+    [product] = cl.dataset(tmp_path).products
+    with pytest.raises(ItemError, match="has no bytes, and the file says that it does"):
+        product.picture  # noqa: B018

@@ -251,17 +251,18 @@ def rows(*ids, key=""):
 
 def test_a_commit_replaces_rows_of_the_same_name(folder):
     table = vectors(folder)
-    table.commit(rows("a", "b", "a"), np.arange(12, dtype=np.float32).reshape(3, 4))
-    table.commit(rows("b", "c", key="new "), np.ones((2, 4), np.float32))
+    table.commit(rows("a", "b", "a"), np.eye(4, dtype=np.float32)[:3])
+    table.commit(rows("b", "c", key="new "), np.full((2, 4), 0.5, np.float32))
     ids, own = table.to_numpy()
     assert ids == ["a", "b", "c"]
-    np.testing.assert_array_equal(own, [[8, 9, 10, 11], [1] * 4, [1] * 4])
+    np.testing.assert_array_equal(own, [[0, 0, 1, 0], [0.5] * 4, [0.5] * 4])
     assert set(table.find(["a", "b", "new b"])) == {"a", "new b"}
 
 
 def test_nearest_agrees_with_top_k_over_many_batches(folder, monkeypatch):
     monkeypatch.setattr("coral_lab.store.tables._BATCH", 7)
     own = np.random.default_rng(0).standard_normal((50, 4)).astype(np.float32)
+    own /= np.linalg.norm(own, axis=1, keepdims=True)
     own[10] = own[30]  # a tie
     table = vectors(folder)
     table.commit(rows(*(f"{i:02d}" for i in range(50))), own)
@@ -313,7 +314,7 @@ def test_an_empty_store_says_so(random_model, shop, folder):
 
 def test_a_full_disk_is_one_clear_error(folder, monkeypatch):
     table = vectors(folder)
-    table.commit(rows("a"), np.ones((1, 4), np.float32))
+    table.commit(rows("a"), np.full((1, 4), 0.5, np.float32))
 
     def full(*_):
         raise OSError(28, "No space left on device")

@@ -515,3 +515,18 @@ def test_kill_9_in_the_middle_of_base_training_changes_nothing(tmp_path):
     subprocess.run([*command, tmp_path / "part"], check=True, capture_output=True)
     for name, tensor in weights(tmp_path / "whole").items():
         assert torch.equal(tensor, weights(tmp_path / "part")[name]), name
+
+
+@pytest.mark.parametrize("name", ["log.csv", "state.pt", "failed-step.json", "model.safetensors", "anything"])
+def test_a_training_folder_with_a_link_in_it_is_refused_before_a_step(random_model, tmp_path, name):
+    (tmp_path / "precious").write_text("precious")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).symlink_to(tmp_path / "precious")
+    never = lambda _: pytest.fail("a step was taken")  # noqa: E731
+    with pytest.raises(ValueError, match=f"{name} is a link, which is not followed; remove it"):
+        train_loop(random_model, never, CONFIG, out)
+    (tmp_path / "link").symlink_to(tmp_path)
+    with pytest.raises(ValueError, match="link is a link; name the folder that it leads to"):
+        train_loop(random_model, never, CONFIG, tmp_path / "link")
+    assert (tmp_path / "precious").read_text() == "precious"
