@@ -1,7 +1,7 @@
 """Geometry against scikit-learn, scipy and cases that can be worked out by hand."""
 
 import sys
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -230,7 +230,7 @@ def test_what_a_map_is_asked_for(monkeypatch):
 def test_what_was_half_imported_is_imported_anew(monkeypatch):
     """Where numba refuses, all of UMAP goes and nothing else; numba and the modules are not the real ones."""
     modules = dict.fromkeys(["umap", "umap.umap_", "pynndescent.distances", "umapper", "a.umap", "numpy"])
-    config = SimpleNamespace()
+    config = ModuleType("numba.core.config")
     core = SimpleNamespace(config=config)
     for name, module in {
         "numba": SimpleNamespace(core=core),
