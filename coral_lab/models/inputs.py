@@ -107,7 +107,7 @@ def _text_or_picture(entry: dict[str, Any], name: str) -> tuple[str, Picture | S
         raise ItemError(name, "has a video; coral_lab reads text and pictures")
     found = [field for field in KINDS if field in entry]
     kind = entry.get("type", found[0] if found else None)
-    if len(found) != 1 or found[0] != kind:
+    if len(found) != 1 or not isinstance(kind, str) or found[0] != kind:
         problem = f"entry {brief(entry)} is of type {brief(kind)} and has {' and '.join(found) or 'neither'}"
         raise ItemError(name, f"{problem}; give it a text or an image, and that type")
     limits = LIMITS if kind != "text" else ()

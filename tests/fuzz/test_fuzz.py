@@ -3,6 +3,7 @@
 import warnings
 
 import jaxtyping
+import numpy as np
 import pytest
 from hypothesis import given
 
@@ -31,6 +32,7 @@ SEEDS = [
     ("messages", said([{"type": "text", "text": "a bag", LARGE: 1}])),
     ("messages", said([{"type": "image", "image": JPEG, "min_pixels": LARGE}])),
     ("messages", said("a bag", name="Ada")),
+    ("messages", said([{"type": np.array(["text", None], object), "text": "a bag"}])),
     ("product", {"id": LARGE}),
     ("product", {"id": "p", "image": nested(5000)}),
     ("product", {"id": "p\n\ud83d", "title": "\ud83d"}),

@@ -182,6 +182,8 @@ def test_a_data_address_with_line_breaks_is_read_as_the_cards_code_does(random_m
         {"type": "image_url", "image": b"1"},
         {"type": "audio", "text": "a bag"},
         {"type": "text"},
+        {"type": np.array(["text", None], object), "text": "a bag"},
+        {"type": ["text"], "text": "a bag"},
         {},
     ],
     ids=str,
