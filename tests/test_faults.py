@@ -288,6 +288,7 @@ def test_compiled_functions_that_can_be_kept_nowhere_get_a_folder(monkeypatch):
 
     monkeypatch.setattr(geometry, "import_module", imported)
     monkeypatch.setattr(numba.config, "CACHE_DIR", "")
+    monkeypatch.setenv("NUMBA_CACHE_DIR", "")
     monkeypatch.setattr(sys, "modules", dict(sys.modules))
     assert geometry._umap() == "umap"
     assert Path(numba.config.CACHE_DIR).is_dir()

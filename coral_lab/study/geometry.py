@@ -5,6 +5,7 @@ machine; UMAP's differ between processors, so keep coordinates that matter.
 """
 
 import atexit
+import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -165,7 +166,8 @@ def _umap() -> Any:
 
     place = TemporaryDirectory(prefix="numba-")
     atexit.register(place.cleanup)
-    settings.CACHE_DIR = place.name
+    # numba reads the variable again when it first compiles
+    os.environ["NUMBA_CACHE_DIR"] = settings.CACHE_DIR = place.name
     for name in [name for name in sys.modules if name.partition(".")[0] in ("umap", "pynndescent")]:
         del sys.modules[name]  # half imported
     return import_module("umap")

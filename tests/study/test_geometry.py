@@ -244,6 +244,7 @@ def test_what_was_half_imported_is_imported_anew(monkeypatch):
             raise RuntimeError("cannot cache function 'rdist'")
         return "anew"
 
+    monkeypatch.setenv("NUMBA_CACHE_DIR", "")
     monkeypatch.setattr(geometry, "import_module", imported)
     monkeypatch.setattr(geometry, "sys", SimpleNamespace(modules=modules))
     assert geometry._umap() == "anew"
