@@ -108,7 +108,7 @@ def test_the_nearest_piece_is_that_of_the_nearest_direction(random_model, produc
     vision = vision_of(random_model, [prompt(random_model, own) for own in (product, other)])
     features = torch.cat(list(vision.features.values())).float()
     there = torch.nn.functional.layer_norm(features, features.shape[-1:])
-    predicted = torch.randn(7, features.shape[1], generator=torch.Generator().manual_seed(0))
+    predicted = torch.randn(300, features.shape[1], generator=torch.Generator().manual_seed(0))
     cells = [cell for own in (product, other) for cell in _cells(random_model, own, vision)]
     nearest = torch.cosine_similarity(predicted[:, None], there[None], dim=-1).argmax(-1)
     with torch.inference_mode():

@@ -241,3 +241,15 @@ def test_a_target_as_long_as_the_decoders_read_fits(random_model, targets):
     assert content(random_model, prompts, vision, length).ids.shape == (1, length)
     with pytest.raises(ItemError, match="make them longer"):
         content(random_model, prompts, vision, length - 1)
+
+
+def test_content_of_a_talk_is_its_last_turn(random_model):
+    talk = [
+        {"role": "system", "content": "You are a shop."},
+        {"role": "user", "content": "Show me a bag."},
+        {"role": "assistant", "content": "Which colour?"},
+        {"role": "user", "content": "A red one."},
+    ]
+    prompts = [prompt(random_model, talk)]
+    found = content(random_model, prompts, vision_of(random_model, prompts), longest=100)
+    assert random_model.processor.tokenizer.decode(found.ids[0]) == "A red one."
