@@ -43,7 +43,6 @@ TESTS = {  # a file's own tests, where they are not in the one of its name alone
     "coral_lab/retrieval.py": ["tests/test_retrieval.py", "tests/test_evaluation.py"],
     "coral_lab/study/edits.py": ["tests/study/test_sweeps.py"],
     "coral_lab/training/lora.py": ["tests/training/test_loop.py"],
-    "coral_lab/training/resuming.py": ["tests/training/test_resuming.py", "tests/training/test_loop.py"],
 }
 LOADED = "torch torchvision transformers peft sklearn.linear_model scipy.stats pandas hypothesis umap plotly"
 NEAR = "Add_Sub Sub_Add Mul_Div Div_Mul FloorDiv_Mul Mod_FloorDiv Pow_Mul BitAnd_BitOr BitOr_BitAnd"
