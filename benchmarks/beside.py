@@ -14,7 +14,7 @@ SETTINGS = {
     "spinning shortly, coral_lab's default": {},
     "not spinning": {"OMP_WAIT_POLICY": "PASSIVE"},
 }
-ROUNDS, TURNS = 4, 3
+ROUNDS, TURNS = 3, 3
 
 
 def measure() -> dict[str, list[float]]:

@@ -74,7 +74,7 @@ def test_a_state_as_it_was_written_is_gone_on_from(tmp_path, modules, optimizer,
     ("changes", "says"),
     [
         ({"step": 10}, "is of step 10, and this run has 9"),
-        ({"step": -1}, "is of step -1"),
+        ({"step": -1}, "is of step -1, and this run has 9"),
         ({"step": True}, "is of step True"),
         ({"step": 1.0}, r"is of step 1\.0"),
         ({"step": 10**400}, "is of step 1000"),
@@ -199,6 +199,15 @@ def test_a_second_directory_is_refused(tmp_path, modules, state):
     assert "is no state that torch wrote" in refusal(tmp_path, modules)
     file.write_bytes(content + b"comment")
     assert "is no state that torch wrote" in refusal(tmp_path, modules)
+
+
+def test_an_archive_s_end_must_be_as_torch_writes_it(tmp_path, modules, state):
+    """Without the mark of its second end some readers would look at another directory."""
+    file = tmp_path / "state.pt"
+    content = bytearray(file.read_bytes())
+    content[-42:-38] = b"PK\0\0"
+    file.write_bytes(content)
+    assert "(its directory is elsewhere)" in refusal(tmp_path, modules)
 
 
 @pytest.mark.parametrize(
