@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from coral_lab import cli, encode, load
-from coral_lab.cli import main
+from coral_lab import encode, load
+from coral_lab.cli import main, measuring
 from coral_lab.mini.demo import demo
 from coral_lab.replication import experiments
 from coral_lab.sources import hub
@@ -33,8 +33,8 @@ def test_evaluate_writes_metrics_run_and_breakdown(random_folder, tmp_path, caps
 
 
 def test_the_experiments_are_those_there_are():
-    assert tuple(experiments.ARMS) == cli.TRAINED
-    assert tuple(experiments.ASKED) == cli.ASKED
+    assert tuple(experiments.ARMS) == measuring.TRAINED
+    assert tuple(experiments.ASKED) == measuring.ASKED
 
 
 def test_some_arms_are_trained_from_another_start(monkeypatch, capsys, tmp_path):

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from coral_lab import Product, Query, Settings, cli, encode, index, load
+from coral_lab.cli import making, measuring
 from coral_lab.errors import ItemError
 from coral_lab.results import Gallery
 from coral_lab.study import geometry
@@ -164,7 +165,7 @@ def test_what_cannot_be_is_told_in_a_line_before_anything_is_encoded(
 def test_a_folder_is_a_folder_whatever_its_name(name, tmp_path, monkeypatch):
     (tmp_path / name).mkdir()
     asked = []
-    monkeypatch.setattr(cli, "_train", asked.append)
+    monkeypatch.setattr(making, "train", asked.append)
     assert cli.main(["train", "--stage", "base", "--out", str(tmp_path / name)]) == 0
     assert len(asked) == 1
 
@@ -173,15 +174,15 @@ def test_a_full_disk_is_one_line(monkeypatch, capsys):
     def full(_):
         raise OSError(28, "No space left on device", "out.json")
 
-    monkeypatch.setattr(cli, "_demo", full)
+    monkeypatch.setattr(measuring, "demo", full)
     assert cli.main(["demo"]) == 2
     assert "No space left on device" in capsys.readouterr().err
 
 
 def test_a_terminal_that_knows_no_thai_gets_what_it_can_write():
     code = (
-        "from coral_lab import cli\n"
-        "cli._demo = lambda _: print('\u0e40\u0e2a\u0e37\u0e49\u0e2d top')\n"
+        "from coral_lab import cli\nfrom coral_lab.cli import measuring\n"
+        "measuring.demo = lambda _: print('\u0e40\u0e2a\u0e37\u0e49\u0e2d top')\n"
         "raise SystemExit(cli.main(['demo']))"
     )
     done = subprocess.run(

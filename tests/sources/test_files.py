@@ -13,6 +13,7 @@ import pytest
 
 import coral_lab
 from coral_lab import Dataset, Product, cli
+from coral_lab.cli import measuring
 from coral_lab.sources.files import (
     append_text,
     cell,
@@ -159,7 +160,7 @@ def test_links_are_refused_before_anything_is_computed(tmp_path, is_folder, prec
 
 @pytest.mark.parametrize("option", ["--json", "--run", "--csv"])
 def test_the_command_line_writes_through_no_link(option, tmp_path, precious, capsys, monkeypatch):
-    monkeypatch.setattr(cli, "_load", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(measuring, "loaded", lambda *_: pytest.fail("a model was loaded"))
     (tmp_path / "link").symlink_to(precious)
     assert cli.main(["evaluate", option, str(tmp_path / "link")]) == 2
     assert f"{option} is {tmp_path}/link, which is a link" in capsys.readouterr().err

@@ -1,0 +1,150 @@
+"""Commands that encode, measure and show."""
+
+import json
+import shlex
+import time
+from dataclasses import replace
+
+from coral_lab.cli.options import data_of, loaded, make_parent, say, say_skipped, settings_of
+from coral_lab.sources.files import csv_text, fresh_file, write_text
+
+TRAINED, ASKED = ("loss-ablation", "methods", "ood"), ("formats", "conditions", "mistakes")
+CHOICES = ("references", "pixels", "wording", "input", "dtype", "positives")
+
+
+def demo(options) -> None:
+    from coral_lab.mini.demo import demo
+
+    demo(options.model, options.out)
+
+
+def evaluate(options) -> None:
+    from coral_lab.mini.naming import name_attributes
+    from coral_lab.prompts import format_of
+    from coral_lab.retrieval import index
+
+    format_of(options.format)  # before a checkpoint is loaded
+    model, shop = loaded(options), data_of(options)
+    if options.attributes:
+        table = name_attributes(model, shop.products[: options.limit])
+        say(table.round(4).to_string(index=False))
+        if options.csv:
+            make_parent(options.csv)
+            write_text(options.csv, csv_text(table.round(4)))
+        return
+    started = time.perf_counter()
+    pool = index(model, shop.products, options.format, settings_of(options))
+    say_skipped(pool.skipped)
+    exclude = not options.keep_references
+    result = pool.evaluate(shop.queries[: options.limit], exclude_references=exclude)
+    say_skipped(result.skipped)
+    say(result)
+    print(
+        "the first hit has the wanted: "
+        + json.dumps({k: round(v, 3) for k, v in result.met_by_first().items()})
+    )
+    if options.json:
+        make_parent(options.json)
+        seconds = round(time.perf_counter() - started, 1)
+        facts = {"data": shop.name, "encoder": repr(model), "seconds": seconds}
+        facts["skipped_in_data"] = [str(error) for error in shop.skipped]
+        result.write_json(options.json, **facts, command=shlex.join(["coral-lab", *options.arguments]))
+    if options.run:
+        make_parent(options.run)
+        result.write_trec(options.run)
+    if options.csv:
+        make_parent(options.csv)
+        result.write_csv(options.csv)
+
+
+def encode(options) -> None:
+    import numpy as np
+    import pandas as pd
+
+    from coral_lab.retrieval import index
+
+    if options.out.suffix not in (".npy", ".parquet"):
+        raise ValueError(f"--out is {options.out}; end it in .npy or .parquet")
+    products = data_of(options).products[: options.limit]
+    pool = index(loaded(options), products, settings=settings_of(options))
+    say_skipped(pool.skipped)
+    embeddings = pool.embeddings
+    make_parent(options.out)
+    frame = pd.DataFrame({"id": [p.id for p in pool.products], "embedding": list(embeddings)})
+    with fresh_file(options.out) as file:
+        np.save(file, embeddings) if options.out.suffix == ".npy" else frame.to_parquet(file)
+    say(f"{len(embeddings):,} embeddings of {embeddings.shape[1]} dimensions in {options.out}")
+
+
+def experiment(options) -> None:
+    from coral_lab.replication import experiments
+    from coral_lab.replication.cells import RESULTS, compare_arms, read_results
+
+    out = options.out or RESULTS
+    ignored = ("models", "data", "limit") if options.name in TRAINED else ("seeds", "steps", "start", "arms")
+    if other := [f"--{name}" for name in ignored if getattr(options, name) is not None]:
+        raise ValueError(f"experiment {options.name} takes no {', '.join(other)}; leave it out")
+    if options.name in TRAINED:
+        arms = experiments.ARMS[options.name]
+        if other := sorted({*(options.arms or arms)} - {*arms}):
+            raise ValueError(f"{options.name} has no arm {other}; choose from {', '.join(map(repr, arms))}")
+        names = [name for name in ("seeds", "steps", "start") if getattr(options, name)]
+        plan = experiments.Plan(**{name: getattr(options, name) for name in names})
+        chosen = {arm: arms[arm] for arm in options.arms or arms}
+        table = experiments.train_and_measure(options.name, plan, arms=chosen, out=out)
+    else:
+        options.data = options.data or "mini"
+        options.split, options.offline, options.on_error = "test", False, "raise"
+        shop = data_of(options)
+        shop = replace(shop, queries=shop.queries[: options.limit])
+        models = options.models or experiments.CHECKPOINTS
+        command = shlex.join(["coral-lab", *_without_out(options.arguments)])
+        table = experiments.ASKED[options.name](shop, models, command=command, out=out)
+    if options.name == "loss-ablation":
+        table = compare_arms(read_results(out / "loss-ablation-ranks.csv", "query"))
+    say(table.round(4).to_string(index=False))
+
+
+def _without_out(arguments: list[str]) -> list[str]:
+    """Where a result is kept is not what it is."""
+    places = [i for i, word in enumerate(arguments) if word == "--out"]
+    return [word for i, word in enumerate(arguments) if not {i, i - 1} & {*places}]
+
+
+def report(options) -> None:
+    from coral_lab.replication.report_page import report
+    from coral_lab.retrieval import index
+
+    shop = data_of(options)
+    shop = replace(shop, queries=shop.queries[: options.limit])
+    pool = index(loaded(options), shop.products, settings=settings_of(options))
+    say_skipped(pool.skipped)
+    say(report(pool, shop, options.out, command=shlex.join(["coral-lab", *options.arguments])))
+    say(f"the report is in {options.out}")
+
+
+def check_device(options) -> None:
+    from coral_lab.replication.device_check import check_device
+
+    table = check_device(options.device, size=options.size, out=options.out)
+    say(table.drop(columns=["device", "seconds"], errors="ignore").to_string(index=False))
+    say(f"the figures are in {options.out}")
+
+
+def reproduce(options) -> None:
+    from coral_lab.replication.reproducing import Plan, reproduce
+
+    plan = Plan(
+        options.model,
+        tuple(options.choices or CHOICES),
+        options.pixels,
+        options.device,
+        options.revision,
+        options.offline,
+    )
+    shop = data_of(options)
+    shop = replace(shop, queries=shop.queries[: options.limit])
+    command = shlex.join(["coral-lab", *_without_out(options.arguments)])
+    found = reproduce(plan, shop, options.out, settings_of(options), command)
+    say(found)
+    say(f"the page is {options.out / 'reproduce.html'}")

@@ -1,0 +1,47 @@
+"""What several commands do with the options they share."""
+
+import sys
+from pathlib import Path
+
+from coral_lab.errors import one_line, printable
+
+
+def settings_of(options):
+    from coral_lab.encoder import Settings
+
+    return Settings(batch_size=options.batch_size, store=options.store, on_error=options.on_error)
+
+
+def loaded(options):
+    from coral_lab.models.loading import load
+
+    return load(
+        options.model,
+        device=options.device,
+        dtype=options.dtype,
+        revision=options.revision,
+        offline=options.offline,
+    )
+
+
+def data_of(options):
+    """The dataset; what was skipped is said."""
+    from coral_lab.sources.opening import dataset
+
+    shop = dataset(options.data, options.split, offline=options.offline, on_error=options.on_error)
+    say_skipped(shop.skipped)
+    return shop
+
+
+def say_skipped(errors) -> None:
+    for error in errors:
+        print(f"skipped {one_line(str(error))}", file=sys.stderr)
+
+
+def say(text: object) -> None:
+    """Texts of data and checkpoints do not steer a terminal."""
+    print(printable(str(text)))
+
+
+def make_parent(file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
