@@ -216,14 +216,44 @@ def measure(
     exclude_references: bool = True,
     settings: Settings | None = None,
 ) -> Result:
-    """What `Index.evaluate` gives. The index's format and settings hold unless others are named.
+    """What `Index.evaluate` gives: `asked`, ranked to depth `k`. Raises ValueError also for k < 10."""
+    if k < metrics.DEPTH:
+        raise ValueError(f"depth k is {k}; give at least {metrics.DEPTH}")
+    return asked(index, queries, format, settings).ranked(k, exclude_references)
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """Queries of an index, encoded: to be ranked once or several times. `skipped` are not among `queries`."""
+
+    index: Index
+    queries: Sequence[Query]
+    embeddings: Float32[np.ndarray, "query dim"]
+    format: str
+    skipped: tuple[ItemError, ...]
+
+    def ranked(self, k: int = 100, exclude_references: bool = True) -> Result:
+        """The `k` best of the pool for each query."""
+        pool = self.index
+        scores, rows = ranking(self.queries, self.embeddings, pool, k, exclude_references=exclude_references)
+        skipped = (self.skipped, pool.skipped)
+        return Result(pool.model.name, self.queries, pool.products, rows, scores, self.format, *skipped)
+
+
+def asked(
+    index: Index,
+    queries: Iterable[Query],
+    format: str | Format | None = None,
+    settings: Settings | None = None,
+) -> Asked:
+    """Encode queries of an index, in its format and by its settings unless others are named.
 
     With `on_error` "skip" queries that cannot be read, and those without a positive in the pool, are left out
-    and listed. Raises ValueError for no queries or k < 10, ItemError for such a query.
+    and listed. Raises ValueError for no queries, ItemError for such a query.
     """
     queries, settings = tuple(queries), settings or index.settings
-    if not queries or k < metrics.DEPTH:
-        raise ValueError(f"{len(queries)} queries to depth {k}; give at least 1 and {metrics.DEPTH}")
+    if not queries:
+        raise ValueError("there are no queries; give at least one")
     answered, skipped = _with_answers(index, queries)
     if skipped and settings.on_error == "raise":
         raise skipped[0]
@@ -235,10 +265,8 @@ def measure(
         raise ValueError(
             f"none of {len(queries)} queries can be used ({skipped[0]}); give at least one that can"
         )
-    chosen = tuple(answered[i] for i in kept)
-    scores, rows = ranking(chosen, found.embeddings[kept], index, k, exclude_references=exclude_references)
-    name = format_name(format or index.format)
-    return Result(index.model.name, chosen, index.products, rows, scores, name, tuple(skipped), index.skipped)
+    chosen, name = tuple(answered[i] for i in kept), format_name(format or index.format)
+    return Asked(index, chosen, found.embeddings[kept], name, tuple(skipped))
 
 
 def _with_answers(index: Index, queries: Sequence[Query]) -> tuple[list[Query], list[ItemError]]:

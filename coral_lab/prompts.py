@@ -22,6 +22,7 @@ from coral_lab.errors import ItemError
 from coral_lab.images import paste_together
 from coral_lab.query import Product, Query, name_of
 from coral_lab.sources.border import brief, text_of
+from coral_lab.sources.instructions import instruction_parts
 from coral_lab.sources.package_files import shipped
 
 LANGUAGES = ("en", "id", "ms", "th", "vi")
@@ -63,12 +64,22 @@ def seq(query: Query) -> Iterator[Part]:
     yield text + query.text
 
 
-def cat(query: Query) -> Iterator[Part]:
+def merit(query: Query) -> Iterator[Part]:
+    """MERIT's own instruction as its files word it, which is not quite the card's; in English always."""
+    yield from instruction_parts(query)
+
+
+def cat(query: Query, wording: Format = seq) -> Iterator[Part]:
     """All pictures pasted into one, in front of the text (the paper's `Cat`)."""
     pictures = [picture for product in query.references if (picture := product.picture) is not None]
     if pictures:
         yield paste_together(pictures)
-    yield from (part for part in seq(query) if isinstance(part, str))
+    yield from (part for part in wording(query) if isinstance(part, str))
+
+
+def merit_cat(query: Query) -> Iterator[Part]:
+    """MERIT's own instruction after one pasted picture."""
+    yield from cat(query, merit)
 
 
 def describe(product: Product) -> str:
@@ -88,7 +99,9 @@ def caption(query: Query, describe: Callable[[Product], str] = describe) -> Iter
         yield describe(part) if isinstance(part, Product) and part.image is not None else part
 
 
-FORMATS: Mapping[str, Format] = MappingProxyType({"seq": seq, "cat": cat, "caption": caption})
+FORMATS: Mapping[str, Format] = MappingProxyType(
+    {"seq": seq, "cat": cat, "caption": caption, "merit": merit, "merit cat": merit_cat}
+)
 
 
 def candidate(product: Product) -> Iterator[Part]:

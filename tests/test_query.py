@@ -17,6 +17,7 @@ from coral_lab.errors import ItemError
 from coral_lab.images import open_image
 from coral_lab.prompts import FORMATS, instructions, messages, parts
 from coral_lab.query import AS_IMAGE, Condition, Dataset, Product, Query, Traits, right_answers
+from coral_lab.sources.instructions import instruction
 from tests import model_card
 
 HOSTILE = "<script>alert(\"1\")</script>\n'quoted' & <b>bold"
@@ -343,6 +344,18 @@ def test_cat_pastes_all_pictures_into_one_in_front_of_the_words():
     assert text == text_of(query, "seq")
 
 
+def test_merit_is_the_instruction_of_merits_files_with_a_picture_for_each_mark():
+    query = asking(reference(1), reference(2, image=None), text=" in red")
+    assert parts(query, "merit") == [
+        "Find a product of backpack that has the same brand with <Product 1> ",
+        reference(1),
+        "\nTitle 1 </Product 1> and the same brand with <Product 2> \nTitle 2 </Product 2> in red",
+    ]
+    assert text_of(query, "merit") == instruction(query).replace("<image>", "")
+    picture, text = parts(query, "merit cat")
+    assert (picture.size, text) == ((10, 20), text_of(query, "merit"))
+
+
 def test_caption_has_words_where_the_pictures_were():
     described = reference(1, attributes={"color": ("red",), "brand": ("Vokari",), "material": ("silk",)})
     query = asking(described, reference(2), text=" in red")
@@ -368,7 +381,9 @@ def test_a_format_that_yields_nothing_is_an_error_that_names_the_query(nothing):
 
 
 def test_an_unknown_format_is_told_the_formats_there_are():
-    with pytest.raises(ValueError, match="format is 'sequence'; use one of seq, cat, caption or a function"):
+    with pytest.raises(
+        ValueError, match="format is 'sequence'; use one of seq, cat, caption, merit, merit cat"
+    ):
         messages(asking(reference(1)), "sequence")
 
 

@@ -46,7 +46,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = commands.add_parser("evaluate", help="R@1, R@5, R@10, MRR@10 and nDCG@10 on a test split")
     evaluate.set_defaults(command=measuring.evaluate)
     _add_model_and_data(evaluate)
-    evaluate.add_argument("--format", default="seq", help="how queries are worded: seq, cat or caption")
+    evaluate.add_argument(
+        "--format", default="seq", help="how queries are worded: seq, cat, caption, merit, merit cat"
+    )
     evaluate.add_argument(
         "--keep-references", action="store_true", help="do not leave a query's references out"
     )
@@ -110,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     reproduce = commands.add_parser(
         "reproduce", help="the card's evaluation under every choice the paper leaves open; goes on if stopped"
     )
-    reproduce.set_defaults(command=measuring.reproduce, into_folder=True, split="test", dtype=None)
+    reproduce.set_defaults(command=measuring.reproduce, into_folder=True, split="test", store="")
     _add_model_and_data(reproduce, reproducing=True)
     reproduce.add_argument(
         "--choices",

@@ -40,7 +40,7 @@ def report(
         "What was measured": _facts(index, shop, command)
         + _left_out([*shop.skipped, *index.skipped, *result.skipped]),
         "Metrics": _metrics(result),
-        "Breakdowns": "".join(_breakdowns(result)),
+        "Breakdowns": "".join(breakdowns(result)),
         "Language matrix": _languages(result),
         "Order sensitivity": _orders(index, result.queries, sensitivity),
         "What wrong first hits fail": _mistakes(result, galleries, shop.traits),
@@ -70,11 +70,12 @@ for (const place of document.querySelectorAll("div[data-figure]")) {
 """Draws every figure where it stands."""
 
 
-def _figure(figure: go.Figure) -> str:
+def figure_of(figure: go.Figure) -> str:
+    """A place for a figure, which DRAW fills."""
     return f'<div data-figure="{escape(figure.to_json(), quote=True)}"></div>'
 
 
-def _table(frame: pd.DataFrame, index: bool = True) -> str:
+def table_of(frame: pd.DataFrame, index: bool = True) -> str:
     return frame.to_html(index=index, border=0, float_format="{:.3f}".format, na_rep="")
 
 
@@ -107,10 +108,11 @@ def _metrics(result: Result) -> str:
     table = pd.DataFrame(
         {name: {"value [95% interval]": str(value)} for name, value in result.metrics.items()}
     ).T
-    return _table(table) + _figure(bars(result.metrics, unit="over all queries"))
+    return table_of(table) + figure_of(bars(result.metrics, unit="over all queries"))
 
 
-def _breakdowns(result: Result) -> Iterator[str]:
+def breakdowns(result: Result) -> Iterator[str]:
+    """R@1 with its interval by each of BREAKDOWNS, as figures."""
     for group in BREAKDOWNS:
         found = {
             f"{row['value']} ({row['queries']:,})": Estimate(
@@ -118,7 +120,7 @@ def _breakdowns(result: Result) -> Iterator[str]:
             )
             for row in result.by(group).to_dict("records")
         }
-        yield _figure(bars(found, f"R@1 by {group} (queries)", "R@1"))
+        yield figure_of(bars(found, f"R@1 by {group} (queries)", "R@1"))
 
 
 def _languages(result: Result) -> str:
@@ -136,7 +138,7 @@ def _languages(result: Result) -> str:
     table = table.rename_axis(index="references in", columns="right answers in")
     note = f"A pair of languages with fewer than {FEW} queries is left empty."
     figure = matrix(table, "R@1 by the language of references and of right answers", "R@1")
-    return paragraph(grey(note)) + _figure(figure)
+    return paragraph(grey(note)) + figure_of(figure)
 
 
 def _orders(index: Index, asked: Sequence[Query], count: int) -> str:
@@ -152,7 +154,7 @@ def _orders(index: Index, asked: Sequence[Query], count: int) -> str:
         overlap=("overlap", "mean"),
     )
     by = by.rename(columns={"flipped": "R@1 changed", "overlap": "share of the first ten kept"})
-    return paragraph("Every order of the conditions, against the order asked.") + _table(by)
+    return paragraph("Every order of the conditions, against the order asked.") + table_of(by)
 
 
 def _mistakes(result: Result, count: int, traits: Traits) -> str:
@@ -169,7 +171,7 @@ def _mistakes(result: Result, count: int, traits: Traits) -> str:
     said = "; ".join(f"{name} {share:.1%}" for name, share in others.items())
     figure = bars(shares, f"{len(table):,} wrong first hits of {len(result.queries):,}", "share")
     seen = f" Visual: {', '.join(traits.visual)}." if traits.visual else ""
-    return _figure(figure) + paragraph(escape(f"Of these: {said}.{seen}")) + worst(result, table, count)
+    return figure_of(figure) + paragraph(escape(f"Of these: {said}.{seen}")) + worst(result, table, count)
 
 
 def _published(result: Result) -> str:
@@ -182,7 +184,7 @@ def _published(result: Result) -> str:
         "The paper's rows are of MERIT's 51,177 products; ours compare with them only if this report is of "
         "these too."
     )
-    return paragraph(grey(note)) + _table(pd.concat([ours, published]), index=False)
+    return paragraph(grey(note)) + table_of(pd.concat([ours, published]), index=False)
 
 
 def _findings() -> str:
@@ -191,7 +193,7 @@ def _findings() -> str:
     except FileNotFoundError as error:
         return paragraph(escape(str(error)))
     note = "From the shipped checkpoints and experiments (data/results), not from this report's model."
-    return paragraph(grey(note)) + _table(
+    return paragraph(grey(note)) + table_of(
         table[
             ["number", "finding", "measure", "published", "ours", "low", "high", "p (Holm)", "verdict", "why"]
         ],

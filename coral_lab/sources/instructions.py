@@ -5,23 +5,32 @@ TITLE 1 </Product 1> and the same color with <Product 2> <image>
 TITLE 2 </Product 2> with a metallic finish.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from coral_lab.query import Condition, Query
+from coral_lab.query import Condition, Product, Query
 from coral_lab.sources.border import brief
+
+IMAGE = "<image>"
+"""Where a reference's picture goes."""
 
 
 def instruction(query: Query) -> str:
     """The query as MERIT's files word it, in English whatever its language."""
-    asked = [
-        f"the same {condition.attribute} with {_opening(n)}{condition.product.title}{_closing(n)}"
-        for n, condition in enumerate(query.conditions, 1)
-    ]
-    return f"Find a product of {query.class_name} that has {' and '.join(asked)}{query.text}"
+    return "".join(part if isinstance(part, str) else IMAGE for part in instruction_parts(query))
+
+
+def instruction_parts(query: Query) -> Iterator[str | Product]:
+    """The same, with a reference in place of each `<image>`."""
+    text, link = f"Find a product of {query.class_name}", " that has "
+    for number, condition in enumerate(query.conditions, 1):
+        yield f"{text}{link}the same {condition.attribute} with <Product {number}> "
+        yield condition.product
+        text, link = f"\n{condition.product.title}{_closing(number)}", " and "
+    yield text + query.text
 
 
 def _opening(number: int) -> str:
-    return f"<Product {number}> <image>\n"
+    return f"<Product {number}> {IMAGE}\n"
 
 
 def _closing(number: int) -> str:

@@ -1,0 +1,337 @@
+"""The evaluation of card and paper, under every choice that these leave open.
+
+An independent run of the released weights finds R@1 0.498 where the paper has 0.697 (`data/published.csv`).
+Neither says how references are ranked, how many pixels a picture has, or in which words a query is asked.
+Here all of that is tried, and what each choice makes of the result is told from the same queries. Products
+are encoded once for all choices that share them, and so are queries; embeddings and rankings are kept, so
+that a run that was killed goes on.
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from copy import copy, deepcopy
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+from tqdm.auto import tqdm
+
+from coral_lab import metrics
+from coral_lab.encoder import Settings
+from coral_lab.errors import one_line
+from coral_lab.evaluation import Result, asked
+from coral_lab.images import digest
+from coral_lab.models.inputs import prompt
+from coral_lab.models.loading import Model, load
+from coral_lab.query import Dataset
+from coral_lab.replication.cells import provenance
+from coral_lab.retrieval import Index, index
+from coral_lab.sources.border import brief
+from coral_lab.sources.files import csv_text, fresh_file, output_folder, write_text
+from coral_lab.store import fingerprints
+
+CHOICES = ("references", "pixels", "wording", "input", "dtype", "positives")
+MEASURED = ("R@1", "R@5", "R@10", "MRR@10")
+FORMAT_OF = {
+    ("card", "seq"): "seq",
+    ("card", "cat"): "cat",
+    ("merit", "seq"): "merit",
+    ("merit", "cat"): "merit cat",
+}
+FEWER_PIXELS = 1280 * 28 * 28
+"""The budget that Qwen2.5-VL's own card suggests, 1,280 image tokens a picture."""
+
+Values = Mapping[str, Float[np.ndarray, " query"]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is reproduced: a model, and the `choices` that are tried every way; others stay as on the card.
+
+    `pixels` are the most a picture has in the other budget: by default 1,280 image tokens' worth, or half of
+    the checkpoint's own if that is less. Raises ValueError for other choices than CHOICES.
+    """
+
+    model: str = "mini"
+    choices: tuple[str, ...] = CHOICES
+    pixels: int | None = None
+    device: str | None = None
+    revision: str | None = None
+    offline: bool = False
+
+    def __post_init__(self) -> None:
+        if other := [name for name in self.choices if name not in CHOICES]:
+            raise ValueError(f"choice {brief(other[0])} is not known; the choices are {', '.join(CHOICES)}")
+
+    def loaded(self, dtype: str | None = None) -> Model:
+        return load(self.model, device=self.device, dtype=dtype, revision=self.revision, offline=self.offline)
+
+    def options(self, model: Model) -> dict[str, tuple]:
+        """Every choice's values, the card's first."""
+        dtype = str(model.dtype).removeprefix("torch.")
+        own = model.processor.image_processor.size["longest_edge"]
+        every = {
+            "references": ("left out", "kept"),
+            "pixels": (own, self.pixels or min(FEWER_PIXELS, own // 2)),
+            "wording": ("card", "merit"),
+            "input": ("seq", "cat"),
+            "dtype": (dtype, "float32" if dtype != "float32" else "bfloat16"),
+            "positives": ("best", "each", "first"),
+        }
+        return {name: values if name in self.choices else values[:1] for name, values in every.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class Reproduction:
+    """What was found: `facts` is everything that it depends on, `cells` a row for each way to evaluate, the
+    card's first, and `differences` what each choice makes of the card's cell. `result` is that cell's own,
+    and `skipped` says what could not be used, if that was allowed: it is in no cell.
+    """
+
+    facts: Mapping[str, Any]
+    cells: pd.DataFrame
+    differences: pd.DataFrame
+    result: Result
+    skipped: tuple[str, ...]
+
+    @cached_property
+    def card(self) -> Mapping[str, Any]:
+        return self.cells.iloc[0].to_dict()
+
+    def __repr__(self) -> str:
+        shown = self.cells.iloc[[0]][["queries", *MEASURED]].round(4).to_string(index=False)
+        way = ", ".join(f"{name} {self.card[name]}" for name in CHOICES)
+        changes = self.differences.round(4).to_string(index=False)
+        return f"As the card has it ({way}):\n{shown}\n\nWhat each choice makes of R@1:\n{changes}"
+
+
+def reproduce(
+    plan: Plan, shop: Dataset, out: Path, settings: Settings = Settings(), command: str = ""
+) -> Reproduction:
+    """Measure every cell and write `cells.csv`, `differences.csv`, `settings.json` and `reproduce.html` into
+    `out`.
+
+    Goes on where it was stopped. Raises ValueError if what lies there was measured with something else,
+    naming the first difference.
+    """
+    from coral_lab.replication.reproduce_page import write_page
+
+    output_folder(out)
+    rankings = output_folder(out / "rankings")
+    settings = replace(settings, store=str(out / "store"))
+    model = plan.loaded()
+    options = plan.options(model)
+    facts = _facts(model, shop, options)
+    _check_same(out / "settings.json", facts)
+    made = {**facts, "made with": provenance() | {"command": command}}
+    write_text(out / "settings.json", json.dumps(made, indent=2, ensure_ascii=False) + "\n")
+    _rank_all(plan, model, shop, options, rankings, settings)
+    del model
+    found = _summed_up(made, shop, options, rankings)
+    write_text(out / "cells.csv", csv_text(found.cells))
+    write_text(out / "differences.csv", csv_text(found.differences))
+    write_page(found, out / "reproduce.html")
+    return found
+
+
+def _facts(model: Model, shop: Dataset, options: Mapping[str, tuple]) -> dict[str, Any]:
+    """All that a figure depends on but the machine; what decides is compared when a run goes on."""
+    if not shop.queries or not shop.products:
+        raise ValueError(f"{shop.name} has no queries or no products; give at least one of each")
+    examples = {
+        f"{kind} as the model reads it": prompt(model, item).text
+        for kind, item in (("first query", shop.queries[0]), ("first product", shop.products[0]))
+    }
+    return {
+        "model": fingerprints.space(model),
+        "attention": model.attention,
+        "quick": model.quick,
+        "device": str(model.device),
+        "data": {
+            "name": shop.name,
+            "products": len(shop.products),
+            "queries": len(shop.queries),
+            "content": _content(shop),
+            "skipped": [str(error) for error in shop.skipped],
+        },
+        "choices": {name: list(values) for name, values in options.items()},
+        **examples,
+    }
+
+
+def _content(shop: Dataset) -> str:
+    """What was asked of what; pictures are known by the store."""
+    products = (f"{product.id} {product.title}" for product in shop.products)
+    queries = (
+        f"{query.id} {query.class_name} {[(c.attribute, c.product.id) for c in query.conditions]} "
+        f"{query.text} {query.positives}"
+        for query in shop.queries
+    )
+    return digest([*products, *queries])
+
+
+def _check_same(file: Path, facts: Mapping[str, Any]) -> None:
+    if not file.is_file():
+        return
+    old = json.loads(file.read_text(encoding="utf-8"))
+    for name in ("data", "model", "choices"):
+        was, now = old.get(name), json.loads(json.dumps(facts[name]))
+        if was != now:
+            parts = [key for key in now if not isinstance(was, dict) or was.get(key) != now[key]]
+            part = parts[0] if parts else name
+            kept = was.get(part) if isinstance(was, dict) else was
+            problem = f"{file} is of {name} with {part} {brief(kept)}, not {brief(now.get(part))}"
+            raise ValueError(one_line(f"{problem}; name another --out"))
+
+
+def _rank_all(
+    plan: Plan,
+    model: Model,
+    shop: Dataset,
+    options: Mapping[str, tuple],
+    rankings: Path,
+    settings: Settings,
+) -> None:
+    """Rank the pool for every way to encode that is not in `rankings` yet."""
+    ways = list(product(options["dtype"], options["pixels"], options["wording"], options["input"]))
+    todo = [way for way in ways if not _file(rankings, *way).is_file()]
+    pool: tuple[tuple, Index] | None = None
+    bar = tqdm(todo, desc="reproduce", unit="encode", disable=settings.progress is False)
+    for dtype, pixels, wording, input in bar:
+        if pool is None or pool[0] != (dtype, pixels):
+            pool = None  # one at a time in memory
+            if str(model.dtype) != f"torch.{dtype}":
+                model = plan.loaded(dtype)
+            pool = (dtype, pixels), index(_with_most_pixels(model, pixels), shop.products, settings=settings)
+        found = asked(pool[1], shop.queries, FORMAT_OF[wording, input], settings)
+        kept = {"left out": found.ranked(), "kept": found.ranked(exclude_references=False)}
+        _keep(_file(rankings, dtype, pixels, wording, input), kept, shop)
+
+
+def _with_most_pixels(model: Model, pixels: int) -> Model:
+    """The same network, whose pictures have no more pixels than that."""
+    processor = copy(model.processor)
+    processor.image_processor = deepcopy(model.processor.image_processor)
+    smallest = min(processor.image_processor.size["shortest_edge"], pixels)
+    processor.image_processor.size = {"shortest_edge": smallest, "longest_edge": pixels}
+    return replace(model, processor=processor)
+
+
+def _file(rankings: Path, dtype: str, pixels: int, wording: str, input: str) -> Path:
+    return rankings / f"{dtype}-{pixels}-{wording}-{input}.npz"
+
+
+def _keep(file: Path, results: Mapping[str, Result], shop: Dataset) -> None:
+    """Rankings by whether references were kept, with the places of queries and products in the dataset."""
+    first = next(iter(results.values()))
+    place = {query.id: i for i, query in enumerate(shop.queries)}
+    row = {product.id: i for i, product in enumerate(shop.products)}
+    arrays: dict[str, np.ndarray] = {
+        "queries": np.array([place[query.id] for query in first.queries], np.int32),
+        "products": np.array([row[product.id] for product in first.products], np.int32),
+        "skipped": np.array([str(error) for error in (*first.skipped, *first.skipped_products)], dtype=str),
+    }
+    for name, result in results.items():
+        arrays |= {f"{name} rows": result.ranked.astype(np.int32), f"{name} scores": result.scores}
+    with fresh_file(file) as handle:
+        np.savez(handle, allow_pickle=False, **arrays)
+
+
+def read_ranking(file: Path, shop: Dataset, references: str = "left out", model: str = "") -> Result:
+    """The ranking that a way to encode gave, as `evaluate` would give it."""
+    with np.load(file, allow_pickle=False) as arrays:
+        queries = tuple(shop.queries[i] for i in arrays["queries"])
+        products = tuple(shop.products[i] for i in arrays["products"])
+        rows = arrays[f"{references} rows"].astype(np.int64)
+        return Result(model, queries, products, rows, arrays[f"{references} scores"])
+
+
+def values_of(result: Result, positives: str = "best") -> Values:
+    """Each query's R@1, R@5, R@10 and MRR@10, by which of its positives count.
+
+    "best": the one that is placed best, as the authors' metric has it (mteb's hit rate). "first": the one
+    that stands first among `pos_candidate`. "each": the mean over all of them (mteb's and ranx's recall).
+    """
+    relevant = result.relevant[:, : metrics.DEPTH]
+    if positives == "each":
+        known = result.ids[:-1].tolist()
+        in_pool = set(known)
+        count = np.array([len(in_pool.intersection(query.positives)) for query in result.queries])
+        found = {f"R@{k}": relevant[:, :k].sum(1) / count for k in (1, 5, 10)}
+        return found | {"MRR@10": (relevant / np.arange(1, relevant.shape[1] + 1)).sum(1) / count}
+    if positives == "first":
+        wanted = np.array([query.positives[0] for query in result.queries], dtype=object)
+        relevant = result.ids[result.ranked[:, : metrics.DEPTH]] == wanted[:, None]
+    ranks = metrics.best_ranks(relevant)
+    found = {f"R@{k}": metrics.recall_at(ranks, k) for k in (1, 5, 10)}
+    return found | {"MRR@10": metrics.reciprocal_rank(ranks)}
+
+
+def _summed_up(
+    facts: Mapping[str, Any], shop: Dataset, options: Mapping[str, tuple], rankings: Path
+) -> Reproduction:
+    values = dict(_measured(shop, options, rankings))
+    rows = []
+    for way, found in values.items():
+        row = dict(zip(CHOICES, way, strict=True)) | {"queries": len(found["R@1"])}
+        for name in MEASURED:
+            own = metrics.estimate(found[name])
+            row |= {name: own.mean, f"{name} low": own.low, f"{name} high": own.high}
+        rows.append(row)
+    card = {name: own[0] for name, own in options.items()}
+    file = _file(rankings, *(card[name] for name in ("dtype", "pixels", "wording", "input")))
+    result = read_ranking(file, shop, card["references"], facts["model"]["model"])
+    skipped: dict[str, None] = {}
+    for each in sorted(rankings.glob("*.npz")):
+        with np.load(each, allow_pickle=False) as arrays:
+            skipped |= dict.fromkeys(map(str, arrays["skipped"]))
+    return Reproduction(facts, pd.DataFrame(rows), _differences(values, options), result, tuple(skipped))
+
+
+def _measured(shop: Dataset, options: Mapping[str, tuple], rankings: Path) -> Iterator[tuple[tuple, Values]]:
+    """Every cell's values over the queries that all cells have, by its choices in the order of CHOICES."""
+    ways = list(product(*(options[name] for name in ("dtype", "pixels", "wording", "input"))))
+    places = []
+    for way in ways:
+        with np.load(_file(rankings, *way), allow_pickle=False) as arrays:
+            places.append(arrays["queries"])
+    common = places[0]
+    for own in places[1:]:
+        common = np.intersect1d(common, own)
+    for references, (way, own) in product(options["references"], zip(ways, places, strict=True)):
+        dtype, pixels, wording, input = way
+        result = read_ranking(_file(rankings, *way), shop, references)
+        kept = np.isin(own, common)
+        for positives in options["positives"]:
+            found = {name: value[kept] for name, value in values_of(result, positives).items()}
+            yield (references, pixels, wording, input, dtype, positives), found
+
+
+def _differences(values: Mapping[tuple, Values], options: Mapping[str, tuple]) -> pd.DataFrame:
+    """R@1 of the card's cell with one choice changed, less the card's own, on the same queries; and the range
+    of this difference over the other choices.
+    """
+    card = tuple(options[name][0] for name in CHOICES)
+    rows: list[dict[str, Any]] = []
+    for place, name in enumerate(CHOICES):
+        for other in options[name][1:]:
+
+            def changed(way: tuple, place: int = place, other: Any = other) -> tuple:
+                return (*way[:place], other, *way[place + 1 :])
+
+            found = metrics.paired_difference(values[changed(card)]["R@1"], values[card]["R@1"])
+            starts = [way for way in values if way[place] == card[place]]
+            means = [float((values[changed(way)]["R@1"] - values[way]["R@1"]).mean()) for way in starts]
+            own: dict[str, Any] = {"choice": name, "card's": str(card[place]), "instead": str(other)}
+            own |= {"difference": found.mean, "low": found.low, "high": found.high, "p": found.p}
+            rows.append(own | {"least": min(means), "most": max(means)})
+    table = pd.DataFrame(rows, columns=COLUMNS)
+    return table.assign(**{"p (Holm)": metrics.holm(table["p"].to_numpy(float))})
+
+
+COLUMNS = ["choice", "card's", "instead", "difference", "low", "high", "p", "least", "most"]
