@@ -132,8 +132,8 @@ print(f"We observe: queries that ask for {best['value']} are answered best (R@1 
 print(f"those that ask for {weakest['value']} worst (R@1 {weakest['R@1']:.2f}).")
 
 # %% [markdown]
-# The paper's figures are for a model two thousand times larger on 51,177 photographs. They stand here for
-# orientation, and cannot be compared with ours.
+# The paper's figures are for a model two thousand times larger on 51,177 photographs; the last two rows are
+# what somebody else measured there. They stand here for orientation, and cannot be compared with ours.
 
 # %%
 published = pd.read_csv(shipped("data/published.csv"))

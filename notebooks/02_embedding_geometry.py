@@ -189,7 +189,7 @@ ours.rename_axis(f"ours, {len(products):,} products")
 # orientation, not for comparison. That table has no measure of geometry to stand beside ours.
 
 # %%
-published = pd.read_csv(shipped("data/published.csv"))
+published = pd.read_csv(shipped("data/published.csv")).query("source.str.startswith('arXiv')")
 published[(published["input"] == "Seq") & (published["training"] != "LoRA")][
     ["method", "size", "R@1", "source"]
 ]

@@ -278,7 +278,7 @@ print(
 # The paper's own figures (3B, full fine-tuning, 51,177 photographs), which these cannot be compared with:
 
 # %%
-published = pd.read_csv(shipped("data/published.csv"))
+published = pd.read_csv(shipped("data/published.csv")).query("source.str.startswith('arXiv')")
 published[published["method"].str.contains("ontrastive|Coral|CORAL")][
     ["method", "size", "input", "training", "R@1", "R@10", "source"]
 ]

@@ -132,9 +132,9 @@ def check_device(options) -> None:
 
 
 def reproduce(options) -> None:
-    from coral_lab.replication.reproducing import Plan, reproduce
+    from coral_lab.replication.reproducing import Matrix, reproduce
 
-    plan = Plan(
+    matrix = Matrix(
         options.model,
         tuple(options.choices or CHOICES),
         options.pixels,
@@ -145,6 +145,6 @@ def reproduce(options) -> None:
     shop = data_of(options)
     shop = replace(shop, queries=shop.queries[: options.limit])
     command = shlex.join(["coral-lab", *_without_out(options.arguments)])
-    found = reproduce(plan, shop, options.out, settings_of(options), command)
+    found = reproduce(matrix, shop, options.out, settings_of(options), command)
     say(found)
     say(f"the page is {options.out / 'reproduce.html'}")

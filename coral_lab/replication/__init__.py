@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from coral_lab.replication.experiments import Plan as Plan
     from coral_lab.replication.experiments import train_and_measure as train_and_measure
     from coral_lab.replication.report_page import report as report
+    from coral_lab.replication.reproducing import Matrix as Matrix
+    from coral_lab.replication.reproducing import Reproduction as Reproduction
+    from coral_lab.replication.reproducing import read_ranking as read_ranking
+    from coral_lab.replication.reproducing import reproduce as reproduce
     from coral_lab.replication.verdicts import findings as findings
     from coral_lab.replication.verdicts import verdict as verdict
 

@@ -23,6 +23,17 @@ MEASURED = ("R@1", "R@5", "R@10", "MRR@10")
 PUBLISHED = {"the paper": "Coral", "an independent run": "Coral (independent run)"}
 """Rows of `data/published.csv`, both of Bia/CORAL's kind, interleaved, over MERIT's 51,177 test products."""
 
+CHOICES = {
+    "references": "A query's own reference products are left out of its ranking, unless they are right "
+    "answers, or kept in it.",
+    "pixels": "The most pixels that a picture has when it is cut into patches.",
+    "wording": "The query in the card's words, or in those of MERIT's own files.",
+    "input": "Every picture where it is spoken of (Seq), or all of them pasted into one (Cat).",
+    "dtype": "What the network computes in.",
+    "positives": "Of several right answers the best placed one counts, as in the authors' metric; or each for "
+    "its share; or only the one that is named first.",
+}
+
 NOTE = (
     "Published figures are of MERIT's 10,000 queries over 51,177 products; those of this page compare with "
     "them only if they are of these and of the released weights."
@@ -71,14 +82,17 @@ def _choices(found: "Reproduction") -> str:
     if table.empty:
         return paragraph("No choice was tried another way.")
     said = (
-        "R@1 with this one choice made otherwise, less the card's, on the same queries: with its 95% interval, "
-        "a paired test's p after Holm's correction, and from least to most what the same change makes of all "
-        "other cells."
+        "R@1 with this one choice made otherwise, less the card's, on the same queries: with its 95% "
+        "interval, a paired test's p after Holm's correction, and from least to most what the same change "
+        "makes of all other cells."
     )
     named = table.set_index(table["choice"] + ": " + table["instead"] + ", not " + table["card's"])
     shown = named[["difference", "low", "high", "p (Holm)", "least", "most"]].rename_axis("choice")
     figure = differences(named, "Change of R@1 on the same queries", "change of R@1")
-    return paragraph(said) + figure_of(figure) + table_of(shown)
+    tried = "".join(
+        f"<li><b>{name}</b>: {CHOICES[name]}</li>" for name in CHOICES if name in {*table["choice"]}
+    )
+    return f"<ul>{tried}</ul>" + paragraph(said) + figure_of(figure) + table_of(shown)
 
 
 def _cells(found: "Reproduction") -> str:

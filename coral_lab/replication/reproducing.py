@@ -30,13 +30,13 @@ from coral_lab.models.inputs import prompt
 from coral_lab.models.loading import Model, load
 from coral_lab.query import Dataset
 from coral_lab.replication.cells import provenance
+from coral_lab.replication.reproduce_page import MEASURED, write_page
 from coral_lab.retrieval import Index, index
 from coral_lab.sources.border import brief
 from coral_lab.sources.files import csv_text, fresh_file, output_folder, write_text
 from coral_lab.store import fingerprints
 
 CHOICES = ("references", "pixels", "wording", "input", "dtype", "positives")
-MEASURED = ("R@1", "R@5", "R@10", "MRR@10")
 FORMAT_OF = {
     ("card", "seq"): "seq",
     ("card", "cat"): "cat",
@@ -50,7 +50,7 @@ Values = Mapping[str, Float[np.ndarray, " query"]]
 
 
 @dataclass(frozen=True)
-class Plan:
+class Matrix:
     """What is reproduced: a model, and the `choices` that are tried every way; others stay as on the card.
 
     `pixels` are the most a picture has in the other budget: by default 1,280 image tokens' worth, or half of
@@ -111,7 +111,7 @@ class Reproduction:
 
 
 def reproduce(
-    plan: Plan, shop: Dataset, out: Path, settings: Settings = Settings(), command: str = ""
+    matrix: Matrix, shop: Dataset, out: Path, settings: Settings = Settings(), command: str = ""
 ) -> Reproduction:
     """Measure every cell and write `cells.csv`, `differences.csv`, `settings.json` and `reproduce.html` into
     `out`.
@@ -119,19 +119,16 @@ def reproduce(
     Goes on where it was stopped. Raises ValueError if what lies there was measured with something else,
     naming the first difference.
     """
-    from coral_lab.replication.reproduce_page import write_page
-
+    if not shop.queries or not shop.products:
+        raise ValueError(f"{shop.name} has no queries or no products; give at least one of each")
     output_folder(out)
     rankings = output_folder(out / "rankings")
     settings = replace(settings, store=str(out / "store"))
-    model = plan.loaded()
-    options = plan.options(model)
-    facts = _facts(model, shop, options)
+    options, facts = _settled(matrix, shop)
     _check_same(out / "settings.json", facts)
     made = {**facts, "made with": provenance() | {"command": command}}
     write_text(out / "settings.json", json.dumps(made, indent=2, ensure_ascii=False) + "\n")
-    _rank_all(plan, model, shop, options, rankings, settings)
-    del model
+    _rank_all(matrix, shop, options, rankings, settings)
     found = _summed_up(made, shop, options, rankings)
     write_text(out / "cells.csv", csv_text(found.cells))
     write_text(out / "differences.csv", csv_text(found.differences))
@@ -139,15 +136,15 @@ def reproduce(
     return found
 
 
-def _facts(model: Model, shop: Dataset, options: Mapping[str, tuple]) -> dict[str, Any]:
-    """All that a figure depends on but the machine; what decides is compared when a run goes on."""
-    if not shop.queries or not shop.products:
-        raise ValueError(f"{shop.name} has no queries or no products; give at least one of each")
+def _settled(matrix: Matrix, shop: Dataset) -> tuple[dict[str, tuple], dict[str, Any]]:
+    """Every choice's values, and all that a figure depends on; the model is not kept in memory."""
+    model = matrix.loaded()
+    options = matrix.options(model)
     examples = {
         f"{kind} as the model reads it": prompt(model, item).text
         for kind, item in (("first query", shop.queries[0]), ("first product", shop.products[0]))
     }
-    return {
+    return options, {
         "model": fingerprints.space(model),
         "attention": model.attention,
         "quick": model.quick,
@@ -190,8 +187,7 @@ def _check_same(file: Path, facts: Mapping[str, Any]) -> None:
 
 
 def _rank_all(
-    plan: Plan,
-    model: Model,
+    matrix: Matrix,
     shop: Dataset,
     options: Mapping[str, tuple],
     rankings: Path,
@@ -200,13 +196,15 @@ def _rank_all(
     """Rank the pool for every way to encode that is not in `rankings` yet."""
     ways = list(product(options["dtype"], options["pixels"], options["wording"], options["input"]))
     todo = [way for way in ways if not _file(rankings, *way).is_file()]
+    model: Model | None = None
     pool: tuple[tuple, Index] | None = None
     bar = tqdm(todo, desc="reproduce", unit="encode", disable=settings.progress is False)
     for dtype, pixels, wording, input in bar:
         if pool is None or pool[0] != (dtype, pixels):
-            pool = None  # one at a time in memory
-            if str(model.dtype) != f"torch.{dtype}":
-                model = plan.loaded(dtype)
+            pool = None  # one pool and one model at a time
+            if model is None or str(model.dtype) != f"torch.{dtype}":
+                model = None
+                model = matrix.loaded(dtype)
             pool = (dtype, pixels), index(_with_most_pixels(model, pixels), shop.products, settings=settings)
         found = asked(pool[1], shop.queries, FORMAT_OF[wording, input], settings)
         kept = {"left out": found.ranked(), "kept": found.ranked(exclude_references=False)}

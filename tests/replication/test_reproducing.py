@@ -16,7 +16,7 @@ from coral_lab.errors import ItemError
 from coral_lab.evaluation import Result
 from coral_lab.query import Condition, Product, Query
 from coral_lab.replication import reproducing
-from coral_lab.replication.reproducing import CHOICES, MEASURED, Plan, read_ranking, reproduce, values_of
+from coral_lab.replication.reproducing import CHOICES, MEASURED, Matrix, read_ranking, reproduce, values_of
 
 QUIET = Settings(progress=False)
 
@@ -31,14 +31,14 @@ def small(shop):
 
 
 @pytest.fixture(scope="module")
-def plan(random_folder):
-    return Plan(str(random_folder), device="cpu", pixels=28 * 56)
+def matrix(random_folder):
+    return Matrix(str(random_folder), device="cpu", pixels=28 * 56)
 
 
 @pytest.fixture(scope="module")
-def done(plan, small, tmp_path_factory):
+def done(matrix, small, tmp_path_factory):
     out = tmp_path_factory.mktemp("reproduced here")
-    return reproduce(plan, small, out, QUIET, "coral-lab reproduce"), out
+    return reproduce(matrix, small, out, QUIET, "coral-lab reproduce"), out
 
 
 def cell(found, **chosen):
@@ -71,8 +71,8 @@ def test_the_matrix_is_whole_and_the_cards_cell_comes_first(done):
         ("kept", 28 * 56, "merit cat", "bfloat16"),
     ],
 )
-def test_a_cell_is_what_a_separate_evaluation_gives(references, pixels, format, dtype, done, plan, small):
-    model = load(plan.model, device="cpu", dtype=dtype)
+def test_a_cell_is_what_a_separate_evaluation_gives(references, pixels, format, dtype, done, matrix, small):
+    model = load(matrix.model, device="cpu", dtype=dtype)
     model.processor.image_processor.size = {"shortest_edge": 784, "longest_edge": pixels}
     pool = evaluate(model, small.queries, small.products, format)
     if references == "kept":
@@ -147,55 +147,55 @@ def counted(monkeypatch, name, allowed=10**9):
     return calls
 
 
-def test_killed_twice_it_goes_on_and_finds_the_same(done, plan, small, tmp_path, monkeypatch):
+def test_killed_twice_it_goes_on_and_finds_the_same(done, matrix, small, tmp_path, monkeypatch):
     for allowed in (3, 6):
         with monkeypatch.context() as patch:
             counted(patch, "_keep", allowed)
             with pytest.raises(KeyboardInterrupt):
-                reproduce(plan, small, tmp_path, QUIET)
+                reproduce(matrix, small, tmp_path, QUIET)
     asked, indexed = counted(monkeypatch, "asked"), counted(monkeypatch, "index")
-    found = reproduce(plan, small, tmp_path, QUIET)
+    found = reproduce(matrix, small, tmp_path, QUIET)
     assert (len(asked), len(indexed)) == (16 - 9, 2)  # products once for all that share them
     pd.testing.assert_frame_equal(found.cells, done[0].cells)
     pd.testing.assert_frame_equal(found.differences, done[0].differences)
     assert not list((tmp_path / "rankings").glob("*.tmp"))
 
 
-def test_a_finished_run_encodes_nothing(done, plan, small, monkeypatch):
+def test_a_finished_run_encodes_nothing(done, matrix, small, monkeypatch):
     asked, indexed = counted(monkeypatch, "asked"), counted(monkeypatch, "index")
-    found = reproduce(plan, small, done[1], QUIET)
+    found = reproduce(matrix, small, done[1], QUIET)
     assert (asked, indexed) == ([], [])
     pd.testing.assert_frame_equal(found.cells, done[0].cells)
 
 
-def test_what_was_measured_with_something_else_is_refused_and_named(done, plan, small):
+def test_what_was_measured_with_something_else_is_refused_and_named(done, matrix, small):
     _, out = done
     other = replace(small, queries=small.queries[:11])
     with pytest.raises(ValueError, match=r"settings.json is of data with queries 12, not 11; name another"):
-        reproduce(plan, other, out, QUIET)
+        reproduce(matrix, other, out, QUIET)
     changed = replace(small, queries=(replace(small.queries[0], text=" in red."), *small.queries[1:]))
     with pytest.raises(ValueError, match=r"is of data with content '\w+', not '\w+'"):
-        reproduce(plan, changed, out, QUIET)
+        reproduce(matrix, changed, out, QUIET)
     with pytest.raises(ValueError, match=r"is of model with \w+ .*, not "):
-        reproduce(replace(plan, model="mini"), small, out, QUIET)
+        reproduce(replace(matrix, model="mini"), small, out, QUIET)
     with pytest.raises(ValueError, match=r"is of choices with pixels \[7056, 1568\], not \[7056, 3136\]"):
-        reproduce(replace(plan, pixels=3136), small, out, QUIET)
+        reproduce(replace(matrix, pixels=3136), small, out, QUIET)
 
 
 def test_what_makes_no_sense_is_refused_before_anything_is_loaded(monkeypatch, small, tmp_path, capsys):
     with pytest.raises(ValueError, match="choice 'colour' is not known; the choices are references, pixels"):
-        Plan(choices=("references", "colour"))
+        Matrix(choices=("references", "colour"))
     with pytest.raises(ValueError, match="small has no queries or no products"):
-        reproduce(Plan(), replace(small, queries=()), tmp_path / "out", QUIET)
+        reproduce(Matrix(), replace(small, queries=()), tmp_path / "out", QUIET)
     assert cli.main(["reproduce", "--choices", "colour", "--out", str(tmp_path / "other")]) == 2
     assert "choice 'colour' is not known" in capsys.readouterr().err
 
 
-def test_only_what_is_chosen_is_tried(plan, small, tmp_path):
-    found = reproduce(replace(plan, choices=("references", "wording")), small, tmp_path, QUIET)
+def test_only_what_is_chosen_is_tried(matrix, small, tmp_path):
+    found = reproduce(replace(matrix, choices=("references", "wording")), small, tmp_path, QUIET)
     assert len(found.cells) == 4
     assert found.differences["choice"].tolist() == ["references", "wording"]
-    alone = reproduce(replace(plan, choices=()), small, tmp_path / "alone", QUIET)
+    alone = reproduce(replace(matrix, choices=()), small, tmp_path / "alone", QUIET)
     assert len(alone.cells) == 1
     assert "No choice was tried" in (tmp_path / "alone/reproduce.html").read_text(encoding="utf-8")
 
@@ -244,15 +244,15 @@ def test_differences_are_of_the_same_queries_and_their_range_is_over_all_cells()
     assert table.loc["input", ["difference", "least", "most"]].tolist() == [0.25, -0.25, 0.25]
 
 
-def test_what_cannot_be_used_is_in_no_cell_and_is_listed(plan, small, tmp_path):
+def test_what_cannot_be_used_is_in_no_cell_and_is_listed(matrix, small, tmp_path):
     broken = replace(small.products[0], id="999", image=b"no picture")
     condition = replace(small.queries[0].conditions[0], product=broken)
     conditions = (condition, *small.queries[0].conditions[1:])
     queries = (replace(small.queries[0], conditions=conditions), *small.queries[1:])
     shop = replace(small, products=(*small.products, broken), queries=queries)
     with pytest.raises(ItemError, match="picture"):
-        reproduce(plan, shop, tmp_path / "raise", QUIET)
-    some = replace(plan, choices=("references", "wording"))
+        reproduce(matrix, shop, tmp_path / "raise", QUIET)
+    some = replace(matrix, choices=("references", "wording"))
     found = reproduce(some, shop, tmp_path / "skip", Settings(progress=False, on_error="skip"))
     assert (found.cells["queries"] == 11).all()
     assert len(found.skipped) == 2
