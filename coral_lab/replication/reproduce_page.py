@@ -30,8 +30,8 @@ CHOICES = {
     "wording": "The query in the card's words, or in those of MERIT's own files.",
     "input": "Every picture where it is spoken of (Seq), or all of them pasted into one (Cat).",
     "dtype": "What the network computes in.",
-    "positives": "Of several right answers the best placed one counts, as in the authors' metric; or each for "
-    "its share; or only the one that is named first.",
+    "positives": "Of several right answers the best placed one counts, as in the authors' metric; or each "
+    "for its share; or only the one that is named first.",
 }
 
 NOTE = (

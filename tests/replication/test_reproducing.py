@@ -17,6 +17,7 @@ from coral_lab.evaluation import Result
 from coral_lab.query import Condition, Product, Query
 from coral_lab.replication import reproducing
 from coral_lab.replication.reproducing import CHOICES, MEASURED, Matrix, read_ranking, reproduce, values_of
+from coral_lab.sources.writing import write_merit
 
 QUIET = Settings(progress=False)
 
@@ -276,9 +277,9 @@ def test_the_page_and_the_settings_say_all_that_two_people_compare(done, small):
     assert "What each choice makes of R@1" in repr(found)
 
 
-def test_it_runs_from_the_command_line(random_folder, tmp_path, capsys):
+def test_it_runs_from_the_command_line(random_folder, shop, tmp_path, capsys):
     folder, out = tmp_path / "merit", tmp_path / "out"
-    assert cli.main(["data", "--out", str(folder), "--limit", "4"]) == 0
+    write_merit(shop, folder, "test", limit=4)
     words = ["reproduce", "--model", str(random_folder), "--data", str(folder), "--limit", "3"]
     words += ["--choices", "references", "--device", "cpu", "--out", str(out)]
     assert cli.main(words) == 0
