@@ -124,11 +124,10 @@ def report(options) -> None:
 
 
 def check_device(options) -> None:
-    from coral_lab.replication.device_check import check_device
+    from coral_lab.replication.device_check import FILE, check_device, table_text
 
-    table = check_device(options.device, size=options.size, out=options.out)
-    say(table.drop(columns=["device", "seconds"], errors="ignore").to_string(index=False))
-    say(f"the figures are in {options.out}")
+    say(table_text(check_device(options.device, size=options.size, out=options.out)))
+    say(f"the figures are in {options.out / FILE}")
 
 
 def reproduce(options) -> None:

@@ -126,10 +126,10 @@ def _parser() -> argparse.ArgumentParser:
     device = commands.add_parser(
         "check-device", help="loading, parity, speed, memory and training steps on this machine's device"
     )
-    device.set_defaults(command=measuring.check_device)
+    device.set_defaults(command=measuring.check_device, into_folder=True)
     device.add_argument("--device", help="cuda, mps or cpu; the best one there is by default")
     device.add_argument("--size", choices=("3b", "small"), help="3b on a GPU, small on a CPU by default")
-    device.add_argument("--out", default="build/device.csv", type=Path)
+    device.add_argument("--out", default="build/device", type=Path, help="a folder for check-device.csv")
 
     rehearse = commands.add_parser(
         "rehearse", help="write a checkpoint and a MERIT of the real ones' sizes and formats"

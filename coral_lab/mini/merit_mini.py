@@ -5,6 +5,7 @@ picture is drawn when it is asked for. Titles are in `titles.py`, queries in `qu
 in `drawing.py`, and the words and colours in `data/cards.json`.
 """
 
+from collections.abc import Sequence
 from functools import cache
 from random import Random
 
@@ -33,6 +34,7 @@ TRAITS = Traits(
 # split: (first digit of the ids, products, queries); the digit keeps ids of splits apart
 SIZES = {"train": (1, 15_000, 40_000), "test": (2, 3_000, 2_000), "val": (3, 1_500, 500)}
 NAMES = ("mini",)
+FEWEST = 200  # products; among fewer, some queries have no reference that is no answer too
 
 
 @cache
@@ -46,23 +48,34 @@ def catalogue(name: str = "mini", split: str = "test", seed: int = 0) -> Dataset
         raise ValueError(f"catalogue {name!r} is not known; the names are {', '.join(NAMES)}")
     if split not in SIZES:
         raise ValueError(f"split {split!r} of {name!r} is not known; the splits are {', '.join(SIZES)}")
-    _, product_count, query_count = SIZES[split]
-    products, listings = _products(split, product_count, Random(f"{name}/{split}/{seed}/products"))
-    rng = Random(f"{name}/{split}/{seed}/queries")
-    queries = sample_queries(Lookup(products, listings), query_count, f"{name}-{split}", rng)
-    return Dataset(f"{name}/{split}", products, queries, traits=TRAITS)
+    digit, product_count, query_count = SIZES[split]
+    ids = [str(digit * 1_000_000 + number) for number in range(product_count)]
+    return drawn(f"{name}/{split}", ids, query_count, seed)
 
 
-def _products(split: str, count: int, rng: Random) -> tuple[tuple[Product, ...], list[int]]:
-    """`count` products, and the number of the listing that each belongs to."""
+def drawn(name: str, ids: Sequence[str], queries: int, seed: int = 0) -> Dataset:
+    """A catalogue of any size: a product for each id, and so many queries over them. `name` is
+    "mini/test", say.
+
+    Equal arguments give an equal catalogue. Raises ValueError for fewer ids than queries can be asked about.
+    """
+    if len(ids) < FEWEST:
+        raise ValueError(f"{name} would have {len(ids)} products; queries need at least {FEWEST}")
+    products, listings = _products(ids, Random(f"{name}/{seed}/products"))
+    rng = Random(f"{name}/{seed}/queries")
+    asked = sample_queries(Lookup(products, listings), queries, name.replace("/", "-"), rng)
+    return Dataset(name, products, asked, traits=TRAITS)
+
+
+def _products(ids: Sequence[str], rng: Random) -> tuple[tuple[Product, ...], list[int]]:
+    """A product for each id, and the number of the listing that each belongs to."""
     products: list[Product] = []
     listings: list[int] = []
     number = 0
-    while len(products) < count:
+    while len(products) < len(ids):
         class_name, variants = _listing(rng)
-        for facts in variants[: count - len(products)]:
-            id = str(SIZES[split][0] * 1_000_000 + len(products))
-            products.append(_product(id, class_name, facts, rng))
+        for facts in variants[: len(ids) - len(products)]:
+            products.append(_product(ids[len(products)], class_name, facts, rng))
             listings.append(number)
         number += 1
     return tuple(products), listings

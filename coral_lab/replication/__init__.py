@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from coral_lab.replication.cells import measure_cells as measure_cells
     from coral_lab.replication.cells import read_results as read_results
     from coral_lab.replication.cells import results_file as results_file
+    from coral_lab.replication.device_check import check_device as check_device
     from coral_lab.replication.experiments import ARMS as ARMS
     from coral_lab.replication.experiments import Arm as Arm
     from coral_lab.replication.experiments import Plan as Plan

@@ -3,7 +3,7 @@
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from tqdm.auto import tqdm
@@ -13,6 +13,9 @@ from coral_lab.query import Dataset, Product, Query, name_of
 from coral_lab.sources.border import brief
 from coral_lab.sources.files import fresh_file, output_folder, write_text
 from coral_lab.sources.instructions import instruction
+
+BATCH = 256
+"""Products whose pictures are in memory at a time: a row group of a file."""
 
 
 def write_merit(dataset: Dataset, folder: str | Path, split: str, limit: int | None = None) -> None:
@@ -31,9 +34,14 @@ def write_merit(dataset: Dataset, folder: str | Path, split: str, limit: int | N
         queries = queries[:limit]
         mentioned = {id for query in queries for id in _mentioned(query)}
         products = [product for product in products if product.id in mentioned]
-    _write_products(folder / "data" / f"{split}-00000-of-00001.parquet", products, split)
+    write_products(folder / "data" / f"{split}-00000-of-00001.parquet", products, f"{split} products")
+    write_queries(folder / f"queries-{split}.json", queries)
+
+
+def write_queries(path: Path, queries: Sequence[Query]) -> None:
+    """Write queries as MERIT's json lines. Raises ItemError as `write_merit` does."""
     lines = (json.dumps(_query_record(query), ensure_ascii=False) + "\n" for query in queries)
-    write_text(folder / f"queries-{split}.json", "".join(lines))
+    write_text(path, "".join(lines))
 
 
 def _mentioned(query: Query) -> Iterator[str]:
@@ -57,12 +65,18 @@ def _query_record(query: Query) -> dict:
 
 
 def _number(id: str, item: str) -> int:
-    if not re.fullmatch(r"0|-?[1-9][0-9]{0,17}", id):
-        raise ItemError(item, f"id {brief(id)} is no whole number, as MERIT's are; number the products")
+    if not re.fullmatch(r"0|-?[1-9][0-9]{0,18}", id) or not -(2**63) <= int(id) < 2**63:
+        problem = f"id {brief(id)} is no whole number of 64 bits, as MERIT's are; number the products"
+        raise ItemError(item, problem)
     return int(id)
 
 
-def _write_products(path: Path, products, split: str, batch: int = 256) -> None:
+def write_products(path: Path, products: Sequence[Product], says: str, mapped: Callable = map) -> None:
+    """Write products as one of MERIT's parquet files; `says` is what its progress is called.
+
+    `mapped` is what applies a function to batches in their order: `map`, or that of several processes.
+    Raises ItemError as `write_merit` does.
+    """
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -70,10 +84,10 @@ def _write_products(path: Path, products, split: str, batch: int = 256) -> None:
     with (
         fresh_file(path) as file,
         parquet.ParquetWriter(file, schema) as writer,
-        tqdm(total=len(products), desc=f"{split} products", unit="product") as progress,
+        tqdm(total=len(products), desc=says, unit="product") as progress,
     ):
-        for start in range(0, len(products), batch):
-            rows = [_product_record(product) for product in products[start : start + batch]]
+        starts = range(0, len(products), BATCH)
+        for rows in mapped(_product_records, [products[start : start + BATCH] for start in starts]):
             writer.write_table(pa.Table.from_pylist(rows, schema))
             progress.update(len(rows))
 
@@ -88,6 +102,10 @@ def _schema():
     kinds = {key: {"dtype": str(kind), "_type": "Value"} for key, kind in fields.items()}
     note = {"info": {"features": kinds | {"image": {"_type": "Image"}}}}
     return pa.schema(list(fields.items()), metadata={"huggingface": json.dumps(note)})
+
+
+def _product_records(products: Sequence[Product]) -> list[dict]:
+    return [_product_record(product) for product in products]
 
 
 def _product_record(product: Product) -> dict:
