@@ -21,6 +21,7 @@ def loaded(options):
         dtype=options.dtype,
         revision=options.revision,
         offline=options.offline,
+        quantize=options.quantize,
     )
 
 

@@ -172,6 +172,7 @@ def _add_model_and_data(parser: argparse.ArgumentParser, reproducing: bool = Fal
     parser.add_argument("--batch-size", type=_positive, default=32)
     if not reproducing:
         parser.add_argument("--dtype", help="float32, bfloat16 or float16")
+        parser.add_argument("--quantize", help="int8: weights in eight bits")
         parser.add_argument("--split", default="test")
         parser.add_argument("--store", help="a folder that keeps embeddings; $CORAL_LAB_STORE by default")
     parser.add_argument(

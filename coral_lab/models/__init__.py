@@ -3,9 +3,10 @@
 `loading` is the door. What stands behind `embedding` makes the model card's embeddings in less time: pictures
 are looked at once (`pixels`, `vision`, `batching`), what prompts begin with alike is read once (`prefixes`),
 only the last place of the last layer is worked out (`last_layer`), and CPUs get the kernels that suit them
-(`window_attention`, `cpu_attention`, `cpu_linear`).
+(`window_attention`, `cpu_attention`, `cpu_linear`). `quantizing` keeps weights in eight bits.
 """
 
+import logging
 from typing import TYPE_CHECKING
 
 from coral_lab import public
@@ -17,5 +18,10 @@ if TYPE_CHECKING:
     from coral_lab.models.loading import make_quick as make_quick
     from coral_lab.models.loading import same_embeddings as same_embeddings
     from coral_lab.models.saving import save as save
+
+# transformers imports torchao wherever it is installed, which warns of enums of its own.
+logging.getLogger("torch.utils._pytree").addFilter(
+    lambda record: "is an Enum subclass" not in record.getMessage()
+)
 
 __getattr__, __dir__, __all__ = public(__name__, __file__)

@@ -19,7 +19,7 @@ import transformers
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
 from coral_lab.errors import CheckpointError, HubError
-from coral_lab.models import adapters
+from coral_lab.models import adapters, quantizing
 from coral_lab.models.checkpoint_files import Checked, checked, only_errors
 from coral_lab.models.folder_files import FILES, brief, few, refused
 from coral_lab.models.pixels import Pixels
@@ -75,6 +75,11 @@ class Model:
         return self.network.dtype
 
     @property
+    def quantized(self) -> str | None:
+        """What the weights of its linear layers are kept in, "int8", or None where it is `dtype`."""
+        return quantizing.kind_of(self.network)
+
+    @property
     def dim(self) -> int:
         """Length of an embedding: 2048 for CORAL."""
         return self._text_config.hidden_size
@@ -98,6 +103,7 @@ class Model:
         # torchvision's and Pillow's image processors differ in the last bits: say which one it is
         pictures = type(self.processor.image_processor).__name__
         kind = f"{str(self.dtype).removeprefix('torch.')}, {self.device}, {self.attention}, {pictures}"
+        kind = f"{self.quantized} weights, {kind}" if self.quantized else kind
         return f"Model({self.name!r}: {millions:,.1f} M parameters, {self.dim} dimensions, {kind})"
 
     def _repr_html_(self) -> str:
@@ -113,6 +119,7 @@ def load(
     revision: str | None = None,
     offline: bool = False,
     quick: bool | None = None,
+    quantize: str | None = None,
 ) -> Model:
     """Load "mini", "mini-contrastive", "mini-base", a folder, or a hub id such as "Bia/CORAL".
 
@@ -122,20 +129,30 @@ def load(
     machine), else float32; `attention` FlashAttention 2 on CUDA where it is installed, else SDPA, or
     `cpu_attention.py`'s for bfloat16 on a CPU. `revision` is a hub branch, tag or commit; `offline` looks
     only at what was downloaded. `quick` False makes embeddings by transformers' public names alone, as is
-    done by default for versions that the quick path is not known to fit. (Seven parameters: each is one
-    choice of `from_pretrained` or of the hub.) Only safetensors are read and no code from a checkpoint is
-    run; what training left in it is named in one warning. Raises CheckpointError, one line with the way out,
-    for anything that is not a whole Qwen2.5-VL checkpoint.
+    done by default for versions that the quick path is not known to fit. `quantize` "int8" keeps the linear
+    layers' weights in eight bits (`quantizing.py`), each made so as it is read, for encoding only: CORAL
+    takes 4.1 GB on a card, not 7.5. (Eight parameters: each is one choice of `from_pretrained` or of the
+    hub.) Only safetensors are read and no code from a checkpoint is run; what training left in it is named in
+    one warning. Raises CheckpointError, one line with the way out, for anything that is not a whole
+    Qwen2.5-VL checkpoint.
     """
     device = _device(device)
     dtype = _dtype(dtype)
+    quantizing.check(quantize, device)
     quick = _fits() if quick is None else quick
     folder = checkpoint_folder(str(name), revision, offline)
     lora = adapters.lora_of(folder) if (folder / adapters.CONFIG).is_file() else None
+    if lora and quantize:
+        way = "load it without quantize, save that whole, and load what was saved"
+        raise refused(folder, f"is an adapter, which is not merged into {quantize} weights", way)
     whole = _base(folder, lora.base) if lora else folder
     found = checked(whole)
     processor = processor_of(folder if has_processor(folder) else whole, found.config)
-    network = _network(whole, found, dtype, device, attention, quick)
+    dtype = dtype or _best_dtype(device, found.dtype)
+    attention = attention or _best_attention(device, dtype, quick)
+    network = _network(whole, found, dtype, device, attention, quantize)
+    if quick:
+        make_quick(network, attention)
     network = adapters.merged(network, folder, lora) if lora else network
     return Model(str(name), network.to(device).eval(), processor, quick)
 
@@ -150,7 +167,7 @@ def same_embeddings(a: Model, b: Model) -> bool:
         return False
     processors = [model.processor.image_processor.to_json_string() for model in (a, b)]
     templates = [model.processor.chat_template for model in (a, b)]
-    mine, theirs = a.network.state_dict(), b.network.state_dict()
+    mine, theirs = quantizing.tensors(a.network), quantizing.tensors(b.network)
     if len({*processors}) > 1 or len({*templates}) > 1 or mine.keys() != theirs.keys():
         return False
     return all(torch.equal(mine[name], theirs[name].to(mine[name].device)) for name in mine)
@@ -237,17 +254,15 @@ def _base(folder: Path, name: str) -> Path:
 def _network(
     folder: Path,
     found: Checked,
-    dtype: torch.dtype | None,
+    dtype: torch.dtype,
     device: torch.device,
-    attention: str | None,
-    quick: bool,
+    attention: str,
+    quantize: str | None,
 ) -> Any:
     """The model of a folder on the CPU or, where accelerate is here, straight on its device; every weight
     accounted for.
     """
-    dtype = dtype or _best_dtype(device, found.dtype)
     straight = device.type != "cpu" and find_spec("accelerate") is not None
-    attention = attention or _best_attention(device, dtype, quick)
     try:
         with only_errors():
             loaded: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(
@@ -260,18 +275,19 @@ def _network(
                 local_files_only=True,
                 trust_remote_code=False,
                 device_map={"": device} if straight else None,
+                quantization_config=quantizing.config(quantize),
             )
     except Exception as error:  # by what is here: memory, the device, the attention asked for
         raise refused(
             folder, f"could not be loaded: {brief(error)}", "mend that, or download it again"
         ) from error
     network, report = loaded
+    if quantize:
+        quantizing.give_back()
     _check_report(report, folder)
     if found.unused:
         unused = "; ".join(found.unused)
         log.warning("%s", brief(f"{folder}: left by training, not used: {unused}"))
-    if quick:
-        make_quick(network, attention)
     return network
 
 
@@ -292,6 +308,7 @@ def make_quick(network: Qwen2_5_VLForConditionalGeneration, attention: str = "sd
     if attention in ("sdpa", cpu_attention.NAME):
         network.model.visual.config._attn_implementation = window_attention.NAME
     window_attention.project_at_once(network.model.visual)
+    quantizing.use(network)
     cpu_linear.use(network)
 
 

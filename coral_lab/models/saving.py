@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from coral_lab.errors import one_line
+from coral_lab.models import quantizing
 from coral_lab.models.loading import Model
 from coral_lab.sources.files import check_target, output_folder, write_text
 
@@ -20,8 +21,9 @@ def save(model: Model, folder: str | os.PathLike, facts: Mapping[str, object] | 
 
     With LoRA adapters only these are written; `load` merges them into the model they were trained on. Beside
     it goes a model card, `README.md`, with `facts` such as how it was trained; one that somebody else wrote
-    stays. Raises ValueError for a link in a file's place.
+    stays. Raises ValueError for a link in a file's place, and for a quantised model.
     """
+    quantizing.check_whole(model.network, model.name, "saved")
     folder = output_folder(folder)
     adapter = getattr(model.network, "_hf_peft_config_loaded", False)
     with TemporaryDirectory(prefix=".", suffix=".part", dir=folder) as made:

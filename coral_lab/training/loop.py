@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 
 from coral_lab.images import digest
 from coral_lab.models.loading import Model
+from coral_lab.models.quantizing import check_whole
 from coral_lab.models.saving import save
 from coral_lab.sources.files import check_no_links, fresh_file, output_folder, write_text
 from coral_lab.store.fingerprints import weights
@@ -108,9 +109,11 @@ def train_loop(
     gets each row of the log, for a live plot. `facts` are what else a step depends on, such as data and
     weights of the objective. If `out` holds a checkpoint of the same config, facts and start, goes on from
     there, and says so if it is finished. (Eight parameters: what learns, how, where, and who looks on.)
-    Raises ValueError naming the first thing that is different, before anything is trained; FloatingPointError
-    when a loss or gradient is no number, with what was in that batch in `out/failed-step.json`.
+    Raises ValueError for a quantised model, or naming the first thing that is different, before anything is
+    trained; FloatingPointError when a loss or gradient is no number, with what was in that batch in
+    `out/failed-step.json`.
     """
+    check_whole(model.network, model.name, "trained")
     out = output_folder(out)
     check_no_links(out)
     modules = {"network": model.network} | ({"decoders": decoders} if decoders is not None else {})
