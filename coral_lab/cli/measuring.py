@@ -140,6 +140,7 @@ def reproduce(options) -> None:
         options.device,
         options.revision,
         options.offline,
+        options.crossed,
     )
     shop = data_of(options)
     shop = replace(shop, queries=shop.queries[: options.limit])

@@ -120,6 +120,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="CHOICE",
         help=f"what is tried both ways, all by default: {', '.join(measuring.CHOICES)}",
     )
+    reproduce.add_argument(
+        "--crossed", action="store_true", help="pixels and dtype also in every combination with the others"
+    )
     reproduce.add_argument("--pixels", type=_positive, help="a picture's pixels in the other budget")
     reproduce.add_argument("--out", default="build/reproduce", type=Path, help="a folder; it goes on there")
 

@@ -1,7 +1,9 @@
 """Which prompts are read together, and their pictures on the way while the model works on those before them.
 
 A batch is filled up to so many tokens, of prompts of like length, image tokens included; what a prompt begins
-with as the one before it is not counted, for it is read once (`prefixes.py`). A picture's features are kept
+with as the one before it is not counted, for it is read once (`prefixes.py`). A prompt joins a batch only if
+the padding that it adds costs no more than a call of its own: so a batch is never slower than its prompts one
+by one, which at the 3B's size, where products take nearly all the time, it was. A picture's features are kept
 until the last prompt that shows it, so that a product and the queries that refer to it look at it once.
 """
 
@@ -26,6 +28,17 @@ KEPT = 2**29
 
 
 @dataclass(frozen=True)
+class Bounds:
+    """A batch has at most `count` prompts and, padded, `tokens` tokens, and a prompt adds at most `padding`
+    of them to those before it.
+    """
+
+    count: int
+    tokens: int
+    padding: int
+
+
+@dataclass(frozen=True)
 class Batch:
     """Prompts with their `places` and `lengths` in tokens, and the `pixels` of pictures that were not looked
     at yet.
@@ -47,9 +60,9 @@ class Batch:
     def __len__(self) -> int:
         return len(self.places)
 
-    def parts(self, count: int, tokens: int) -> "Iterator[Batch]":
-        """This batch in parts of at most so many prompts and tokens, or of one prompt."""
-        yield from map(self.part, groups(self.lengths, self.alike, count, tokens))
+    def parts(self, bounds: Bounds) -> "Iterator[Batch]":
+        """This batch in parts within the bounds, or of one prompt."""
+        yield from map(self.part, groups(self.lengths, self.alike, bounds))
 
     def part(self, some: range) -> "Batch":
         own = slice(some.start, some.stop)
@@ -67,14 +80,19 @@ class Batch:
         return len(self) * self.lengths[-1] - sum(self.alike[1:])
 
 
-def groups(lengths: Sequence[int], alike: Sequence[int], count: int, tokens: int) -> Iterator[range]:
-    """Ranges over ascending `lengths`: at most `count` together, and at most `tokens` when padded to the
-    longest, less what each is `alike` with the one before it.
+def groups(lengths: Sequence[int], alike: Sequence[int], bounds: Bounds) -> Iterator[range]:
+    """Ranges over ascending `lengths` within the bounds: padded to the longest, less what each is `alike`
+    with the one before it.
     """
     start = saved = 0
     for i, length in enumerate(lengths):
         saved += alike[i] if i > start else 0
-        if i > start and (i - start == count or (i - start + 1) * length - saved > tokens):
+        own = i - start
+        if own and (
+            own == bounds.count
+            or (own + 1) * length - saved > bounds.tokens
+            or own * (length - lengths[i - 1]) > bounds.padding
+        ):
             yield range(start, i)
             start, saved = i, 0
     if lengths:
@@ -102,15 +120,13 @@ def forget(batch: Batch) -> None:
 
 
 def plan(
-    model: Model, prompts: Mapping[int, Prompt], windows: Sequence[Sequence[int]], count: int, tokens: int
+    model: Model, prompts: Mapping[int, Prompt], windows: Sequence[Sequence[int]], bounds: Bounds
 ) -> Iterator[Batch]:
     """The batches in their order, one prepared ahead by another thread; `windows` are places that are sorted
     together.
-
-    At most `count` prompts and `tokens` tokens a batch, padding included.
     """
     with ThreadPoolExecutor(1, initializer=_on_one_core) as ahead:
-        batches = _plan(model, prompts, windows, count, tokens)
+        batches = _plan(model, prompts, windows, bounds)
         coming = ahead.submit(next, batches, None)
         while (batch := coming.result()) is not None:
             coming = ahead.submit(next, batches, None)
@@ -125,7 +141,7 @@ def _on_one_core() -> None:
     threadpool_limits(1, user_api="openmp")
 
 
-def _plan(model: Model, prompts, windows, count: int, tokens: int) -> Iterator[Batch]:
+def _plan(model: Model, prompts, windows, bounds: Bounds) -> Iterator[Batch]:
     uses = Counter(_shown(prompts, (i for places in windows for i in places)))
     merge = model.processor.image_processor.merge_size**2
     kept: dict[Hashable, int] = {}  # image tokens of the pictures whose features wait, the oldest first
@@ -139,7 +155,7 @@ def _plan(model: Model, prompts, windows, count: int, tokens: int) -> Iterator[B
         # Like lengths together: padding is work for nothing.
         order = sorted(places, key=guesses.__getitem__)
         alike = _alike([rows[i] for i in order], sizes)
-        for some in groups([guesses[i] for i in order], alike, count, tokens):
+        for some in groups([guesses[i] for i in order], alike, bounds):
             own = order[some.start : some.stop]
             good, pixels, refused = _prepare(model, prompts, own, kept)
             kept |= {k: len(pixel[0]) // merge for k, pixel in pixels.items()}

@@ -2,7 +2,8 @@
 
 PyTorch's fused kernel multiplies bfloat16 no faster than float32 there (torch 2.14), a plain product does.
 Scores are rounded to bfloat16 before the softmax, as in transformers' "eager" attention, which is slower
-still.
+still. For processors with bfloat16 instructions: those without multiply it seven times as slowly as float32
+(`loading.py` takes float32 there), and what this is worth was not measured on them.
 """
 
 import torch

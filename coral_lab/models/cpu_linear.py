@@ -1,7 +1,9 @@
-"""Float32 linear layers on a CPU, by oneDNN's matrix products.
+"""Linear layers on a CPU, by oneDNN's matrix products in float32.
 
-PyTorch takes MKL's for float32 (torch 2.14), which leave AMD's CPUs half idle. Both sum in float32; the last
-bits differ.
+PyTorch takes MKL's for float32 (torch 2.14), which leave AMD's CPUs with AVX-512 half idle. On one with AVX2
+alone it pays for the 3B, a call takes a seventh longer without it, and smaller models are as quick by MKL's
+(benchmarks/quick_path.py). Both sum in float32; the last bits differ. CPUs without instructions for bfloat16
+get its products by way of float32 too, rounded once at the end as those instructions do.
 """
 
 import os
@@ -11,6 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
+
+from coral_lab.models.loading import computes_bfloat16
 
 FEWEST = 64
 """Rows from which it pays: oneDNN puts the weight in an order of its own first."""
@@ -49,12 +53,21 @@ def linear(
     weight: Float[Tensor, "out in"],
     bias: Float[Tensor, " out"] | None = None,
 ) -> Float[Tensor, "*row out"]:
-    """torch's own, faster where all is float32 on an x86 CPU and has enough rows; first derivatives only."""
-    plain = input.dtype == weight.dtype == torch.float32 and input.device.type == "cpu"
+    """torch's own, faster where an x86 CPU has enough rows of float32, or of bfloat16 that it cannot
+    multiply itself and that nothing learns from; first derivatives only.
+    """
     few = input.numel() < FEWEST * input.shape[-1]
-    if not HERE or not plain or few or torch.is_autocast_enabled("cpu"):
+    if not HERE or few or input.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
         return functional.linear(input, weight, bias)
-    return _Linear.apply(input, weight, bias)
+    if input.dtype == weight.dtype == torch.float32:
+        return _Linear.apply(input, weight, bias)
+    if (
+        input.dtype == weight.dtype == torch.bfloat16
+        and not torch.is_grad_enabled()
+        and not computes_bfloat16()
+    ):
+        return _product(input.float(), weight.float(), None if bias is None else bias.float()).bfloat16()
+    return functional.linear(input, weight, bias)
 
 
 class _Linear(torch.autograd.Function):

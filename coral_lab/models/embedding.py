@@ -4,13 +4,14 @@ private.
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from jaxtyping import Float32
 
 from coral_lab.errors import ItemError
-from coral_lab.models.forward import normalised
+from coral_lab.models.forward import call_cost, normalised
 from coral_lab.models.inputs import Prompt
 from coral_lab.models.loading import Model
 from coral_lab.models.pixels import as_on_the_card
@@ -49,8 +50,9 @@ def _quickly(
     from coral_lab.models import batching
 
     tokens = CPU_TOKENS if model.device.type == "cpu" else TOKENS
-    for batch in batching.plan(model, prompts, windows, batch_size, tokens):
-        waiting = list(batch.parts(batch_size, tokens))
+    bounds = batching.Bounds(batch_size, tokens, call_cost(model))
+    for batch in batching.plan(model, prompts, windows, bounds):
+        waiting = list(batch.parts(bounds))
         while waiting:
             some, *rest = waiting
             try:
@@ -60,14 +62,15 @@ def _quickly(
                 if len(some) == 1:
                     raise
                 _give_up_half(len(some))
-                tokens = some.part(range((len(some) + 1) // 2, len(some))).tokens
-                waiting = [part for whole in waiting for part in whole.parts(batch_size, tokens)]
+                half = some.part(range((len(some) + 1) // 2, len(some))).tokens
+                bounds = replace(bounds, tokens=half)
+                waiting = [part for whole in waiting for part in whole.parts(bounds)]
             except ItemError as error:  # a text that is too long
                 if len(some) == 1:
                     refuse(some.places[0], error)
                     waiting = rest
                 else:
-                    waiting = [*some.parts(1, tokens), *rest]
+                    waiting = [*some.parts(replace(bounds, count=1)), *rest]
         batching.forget(batch)
         for i, reason in batch.refused:  # at last, so that the others of its batch are kept
             refuse(i, reason)

@@ -2,7 +2,8 @@
 
 An embedding is one token's state, a lesson's loss that of its answer. The layer runs as it does in
 generation, where new tokens meet the keys and values of those before them; here these come from the same
-call. Of coral-mini's three layers this saves most of one.
+call. Of coral-mini's three layers this saves most of one, of twelve a tenth of the time, of the 3B's 36 some
+three hundredths (benchmarks/quick_path.py).
 """
 
 import threading

@@ -8,7 +8,7 @@ import re
 import threading
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from html import escape
 from importlib.util import find_spec
 from pathlib import Path
@@ -207,11 +207,12 @@ def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
 
 
 def _best_dtype(device: torch.device, saved: torch.dtype | None) -> torch.dtype:
-    halves = device.type != "cpu" or (saved == torch.bfloat16 and _computes_bfloat16())
+    halves = device.type != "cpu" or (saved == torch.bfloat16 and computes_bfloat16())
     return torch.bfloat16 if halves else torch.float32
 
 
-def _computes_bfloat16() -> bool:
+@cache
+def computes_bfloat16() -> bool:
     """Whether this CPU has instructions for products of bfloat16; without them they are slower than
     float32.
     """

@@ -18,7 +18,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from coral_lab.errors import require
-from coral_lab.models.cpu_linear import linear
 
 KINDS = ("int8",)
 
@@ -104,6 +103,8 @@ class Int8Linear(nn.Linear):
 
 def _by_blocks(input: Tensor, numbers: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
     """The products with the integers, scaled after: as exact as with the scaled weights, and fewer sums."""
+    from coral_lab.models.cpu_linear import linear
+
     output = input.new_empty(*input.shape[:-1], len(numbers))
     step = max(1, BLOCK // numbers.shape[1])
     for at in range(0, len(numbers), step):

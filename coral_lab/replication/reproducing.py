@@ -4,11 +4,12 @@ An independent run of the released weights finds R@1 0.498 where the paper has 0
 Neither says how references are ranked, how many pixels a picture has, or in which words a query is asked.
 Here all of that is tried, and what each choice makes of the result is told from the same queries. Products
 are encoded once for all choices that share them, and so are queries; embeddings and rankings are kept, so
-that a run that was killed goes on.
+that a run that was killed goes on. Pixels and dtype, for which all products have to be encoded anew, are
+changed one at a time unless every combination is asked for.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from copy import copy, deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -28,6 +29,7 @@ from coral_lab.evaluation import Result, asked
 from coral_lab.images import digest
 from coral_lab.models.inputs import prompt
 from coral_lab.models.loading import Model, load
+from coral_lab.models.pixels import Pixels
 from coral_lab.query import Dataset
 from coral_lab.replication.cells import provenance
 from coral_lab.replication.reproduce_page import MEASURED, write_page
@@ -46,6 +48,10 @@ FORMAT_OF = {
 FEWER_PIXELS = 1280 * 28 * 28
 """The budget that Qwen2.5-VL's own card suggests, 1,280 image tokens a picture."""
 
+ENCODED = ("dtype", "pixels", "wording", "input")
+Way = tuple[str, int, str, str]
+"""A way to encode: the choices of ENCODED."""
+
 Values = Mapping[str, Float[np.ndarray, " query"]]
 
 
@@ -54,7 +60,8 @@ class Matrix:
     """What is reproduced: a model, and the `choices` that are tried every way; others stay as on the card.
 
     `pixels` are the most a picture has in the other budget: by default 1,280 image tokens' worth, or half of
-    the checkpoint's own if that is less. Raises ValueError for other choices than CHOICES.
+    the checkpoint's own if that is less. `crossed` tries pixels and dtype with every wording and input, and
+    with one another. Raises ValueError for other choices than CHOICES.
     """
 
     model: str = "mini"
@@ -63,6 +70,7 @@ class Matrix:
     device: str | None = None
     revision: str | None = None
     offline: bool = False
+    crossed: bool = False
 
     def __post_init__(self) -> None:
         if other := [name for name in self.choices if name not in CHOICES]:
@@ -70,6 +78,13 @@ class Matrix:
 
     def loaded(self, dtype: str | None = None) -> Model:
         return load(self.model, device=self.device, dtype=dtype, revision=self.revision, offline=self.offline)
+
+    def ways(self, options: Mapping[str, tuple]) -> list[Way]:
+        """Every way to encode; those with the same model and pixels stand together, the card's first."""
+        every = list(product(*(options[name] for name in ENCODED)))
+        if self.crossed:
+            return every
+        return [way for way in every if [*way[:2]] == [*every[0][:2]] or _changes(way, every[0]) == 1]
 
     def options(self, model: Model) -> dict[str, tuple]:
         """Every choice's values, the card's first."""
@@ -84,6 +99,10 @@ class Matrix:
             "positives": ("best", "each", "first"),
         }
         return {name: values if name in self.choices else values[:1] for name, values in every.items()}
+
+
+def _changes(way: Way, card: Way) -> int:
+    return sum(own != other for own, other in zip(way, card, strict=True))
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +148,7 @@ def reproduce(
     made = {**facts, "made with": provenance() | {"command": command}}
     write_text(out / "settings.json", json.dumps(made, indent=2, ensure_ascii=False) + "\n")
     _rank_all(matrix, shop, options, rankings, settings)
-    found = _summed_up(made, shop, options, rankings)
+    found = _summed_up(made, shop, matrix.ways(options), options, rankings)
     write_text(out / "cells.csv", csv_text(found.cells))
     write_text(out / "differences.csv", csv_text(found.differences))
     write_page(found, out / "reproduce.html")
@@ -194,8 +213,8 @@ def _rank_all(
     settings: Settings,
 ) -> None:
     """Rank the pool for every way to encode that is not in `rankings` yet."""
-    ways = list(product(options["dtype"], options["pixels"], options["wording"], options["input"]))
-    todo = [way for way in ways if not _file(rankings, *way).is_file()]
+    todo = [way for way in matrix.ways(options) if not _file(rankings, *way).is_file()]
+    seen: dict[int, Pixels] = {}  # processed pictures do not depend on the dtype
     model: Model | None = None
     pool: tuple[tuple, Index] | None = None
     bar = tqdm(todo, desc="reproduce", unit="encode", disable=settings.progress is False)
@@ -205,7 +224,9 @@ def _rank_all(
             if model is None or str(model.dtype) != f"torch.{dtype}":
                 model = None
                 model = matrix.loaded(dtype)
-            pool = (dtype, pixels), index(_with_most_pixels(model, pixels), shop.products, settings=settings)
+            looking = _with_most_pixels(model, pixels)
+            looking.__dict__["pixels"] = seen.setdefault(pixels, looking.pixels)
+            pool = (dtype, pixels), index(looking, shop.products, settings=settings)
         found = asked(pool[1], shop.queries, FORMAT_OF[wording, input], settings)
         kept = {"left out": found.ranked(), "kept": found.ranked(exclude_references=False)}
         _keep(_file(rankings, dtype, pixels, wording, input), kept, shop)
@@ -271,9 +292,13 @@ def values_of(result: Result, positives: str = "best") -> Values:
 
 
 def _summed_up(
-    facts: Mapping[str, Any], shop: Dataset, options: Mapping[str, tuple], rankings: Path
+    facts: Mapping[str, Any],
+    shop: Dataset,
+    ways: Sequence[Way],
+    options: Mapping[str, tuple],
+    rankings: Path,
 ) -> Reproduction:
-    values = dict(_measured(shop, options, rankings))
+    values = dict(_measured(shop, ways, options, rankings))
     rows = []
     for way, found in values.items():
         row = dict(zip(CHOICES, way, strict=True)) | {"queries": len(found["R@1"])}
@@ -281,19 +306,18 @@ def _summed_up(
             own = metrics.estimate(found[name])
             row |= {name: own.mean, f"{name} low": own.low, f"{name} high": own.high}
         rows.append(row)
-    card = {name: own[0] for name, own in options.items()}
-    file = _file(rankings, *(card[name] for name in ("dtype", "pixels", "wording", "input")))
-    result = read_ranking(file, shop, card["references"], facts["model"]["model"])
+    result = read_ranking(_file(rankings, *ways[0]), shop, options["references"][0], facts["model"]["model"])
     skipped: dict[str, None] = {}
-    for each in sorted(rankings.glob("*.npz")):
-        with np.load(each, allow_pickle=False) as arrays:
+    for way in ways:
+        with np.load(_file(rankings, *way), allow_pickle=False) as arrays:
             skipped |= dict.fromkeys(map(str, arrays["skipped"]))
     return Reproduction(facts, pd.DataFrame(rows), _differences(values, options), result, tuple(skipped))
 
 
-def _measured(shop: Dataset, options: Mapping[str, tuple], rankings: Path) -> Iterator[tuple[tuple, Values]]:
+def _measured(
+    shop: Dataset, ways: Sequence[Way], options: Mapping[str, tuple], rankings: Path
+) -> Iterator[tuple[tuple, Values]]:
     """Every cell's values over the queries that all cells have, by its choices in the order of CHOICES."""
-    ways = list(product(*(options[name] for name in ("dtype", "pixels", "wording", "input"))))
     places = []
     for way in ways:
         with np.load(_file(rankings, *way), allow_pickle=False) as arrays:
@@ -323,7 +347,7 @@ def _differences(values: Mapping[tuple, Values], options: Mapping[str, tuple]) -
                 return (*way[:place], other, *way[place + 1 :])
 
             found = metrics.paired_difference(values[changed(card)]["R@1"], values[card]["R@1"])
-            starts = [way for way in values if way[place] == card[place]]
+            starts = [way for way in values if way[place] == card[place] and changed(way) in values]
             means = [float((values[changed(way)]["R@1"] - values[way]["R@1"]).mean()) for way in starts]
             own: dict[str, Any] = {"choice": name, "card's": str(card[place]), "instead": str(other)}
             own |= {"difference": found.mean, "low": found.low, "high": found.high, "p": found.p}

@@ -9,41 +9,67 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torch import nn
 
 from coral_lab import Condition, Product, Query, Settings, encode, encoder
 from coral_lab.errors import ItemError
 from coral_lab.models import batching, embedding
-from coral_lab.models.forward import tokenize
+from coral_lab.models.forward import call_cost, tokenize
+from coral_lab.models.loading import Model
 from coral_lab.models.pixels import USUAL, key
 from tests.conftest import noise
 
 LENGTHS = st.lists(st.integers(1, 50), max_size=30).map(sorted)
+BOUNDS = st.builds(batching.Bounds, st.integers(1, 8), st.integers(1, 200), st.integers(0, 100))
 
 
 @settings(deadline=None)
-@given(LENGTHS, st.integers(0, 50), st.integers(1, 8), st.integers(1, 200))
-def test_groups_are_within_their_bounds_and_as_few_as_can_be(lengths, beginning, count, tokens):
+@given(LENGTHS, st.integers(0, 50), BOUNDS)
+def test_groups_are_within_their_bounds_and_as_few_as_can_be(lengths, beginning, bounds):
     alike = [min(length, beginning) for length in lengths]
-    found = list(batching.groups(lengths, alike, count, tokens))
+    found = list(batching.groups(lengths, alike, bounds))
     assert [i for group in found for i in group] == list(range(len(lengths)))
 
     def fits(start, stop):
         own = (stop - start) * lengths[stop - 1] - sum(alike[start + 1 : stop])
-        return stop - start == 1 or (stop - start <= count and own <= tokens)
+        added = [n * (lengths[start + n] - lengths[start + n - 1]) for n in range(1, stop - start)]
+        return stop - start == 1 or (
+            stop - start <= bounds.count and own <= bounds.tokens and max(added) <= bounds.padding
+        )
 
     assert all(fits(group.start, group.stop) for group in found)
     assert not any(fits(group.start, group.stop + 1) for group in found[:-1])
 
 
 @settings(deadline=None)
-@given(LENGTHS.filter(len), st.integers(1, 8), st.integers(1, 200), st.integers(0, 30))
-def test_what_is_left_after_some_groups_is_grouped_as_before(lengths, count, tokens, done):
+@given(LENGTHS, BOUNDS)
+def test_padding_never_costs_more_than_the_calls_it_saves(lengths, bounds):
+    found = list(batching.groups(lengths, [0] * len(lengths), bounds))
+    for group in found:
+        own = lengths[group.start : group.stop]
+        assert len(own) * own[-1] - sum(own) <= (len(own) - 1) * bounds.padding
+
+
+@settings(deadline=None)
+@given(LENGTHS.filter(len), BOUNDS, st.integers(0, 30))
+def test_what_is_left_after_some_groups_is_grouped_as_before(lengths, bounds, done):
     alike = [length // 2 for length in lengths]
-    found = list(batching.groups(lengths, alike, count, tokens))
+    found = list(batching.groups(lengths, alike, bounds))
     done = min(done, len(found) - 1)
     start = found[done].start
-    again = batching.groups(lengths[start:], alike[start:], count, tokens)
+    again = batching.groups(lengths[start:], alike[start:], bounds)
     assert [range(group.start + start, group.stop + start) for group in again] == found[done:]
+
+
+def test_a_call_costs_more_tokens_the_smaller_the_layers(random_model, monkeypatch):
+    assert 64 <= call_cost(random_model) <= 128
+    layer = nn.Module()
+    layer.weight = nn.Parameter(torch.zeros(1).expand(77_000_000))  # the 3B's
+    text_model = random_model.network.model.language_model
+    monkeypatch.setitem(text_model._modules, "layers", nn.ModuleList([layer]))
+    assert call_cost(random_model) == 16
+    monkeypatch.setattr(Model, "device", torch.device("cuda"))
+    assert 512 <= call_cost(random_model) <= 1024
 
 
 @pytest.fixture
@@ -129,6 +155,18 @@ def test_a_batch_has_no_more_tokens_than_it_may(random_model, related, monkeypat
     assert sum(rows for rows, _ in found) == len(related)
     assert all(rows == 1 or tokens <= 200 for rows, tokens in found)
     assert len(found) < len(related)
+
+
+@pytest.mark.parametrize("cost", [0, 8, 10**6])
+def test_items_are_not_padded_for_more_than_a_call_costs(random_model, related, monkeypatch, cost):
+    alone = np.concatenate([encode(random_model, item) for item in related])
+    found, plain = [], embedding._embed
+    monkeypatch.setattr(embedding, "_embed", lambda m, batch: found.append(batch) or plain(m, batch))
+    monkeypatch.setattr(embedding, "call_cost", lambda model: cost)
+    np.testing.assert_allclose(encode(random_model, [*related, *related]), np.tile(alone, (2, 1)), atol=1e-5)
+    padding = sum(len(batch) * batch.lengths[-1] - sum(batch.lengths) for batch in found)
+    assert padding <= cost * (2 * len(related) - len(found))
+    assert len(found) == 1 if cost == 10**6 else 1 < len(found) <= len(related)
 
 
 def test_wordings_that_begin_alike_share_a_batch(random_model, related, monkeypatch):

@@ -50,6 +50,26 @@ def test_what_is_frozen_gets_no_gradient(frozen):
 
 
 @needs_it
+@pytest.mark.parametrize("bias", [True, False])
+def test_bfloat16_that_a_cpu_cannot_multiply_goes_by_way_of_float32_and_is_rounded_once(bias, monkeypatch):
+    own = [None if t is None else t.detach().bfloat16() for t in tensors((FEWEST, 20), bias)]
+    exact = functional.linear(*(None if t is None else t.double() for t in own))
+    for native, calls in ((True, 0), (False, 1)):
+        made = []
+        monkeypatch.setattr(cpu_linear, "computes_bfloat16", lambda native=native: native)
+        monkeypatch.setattr(
+            cpu_linear, "_product", lambda *args, made=made: made.append(1) or functional.linear(*args)
+        )
+        with torch.inference_mode():
+            found = linear(*own)
+        assert found.dtype == torch.bfloat16
+        torch.testing.assert_close(found.double(), exact, rtol=2**-8, atol=2**-8)
+        assert len(made) == calls
+    linear(*own)  # something may learn from it
+    assert len(made) == 1
+
+
+@needs_it
 def test_it_is_used_for_many_rows_of_float32_only(monkeypatch):
     calls = []
     product = cpu_linear._product

@@ -74,16 +74,16 @@ def test_a_cpu_that_computes_in_bfloat16_does_so_for_checkpoints_saved_in_it(
 
 
 def test_coral_mini_is_float32_on_every_cpu(monkeypatch):
-    monkeypatch.setattr(loading, "_computes_bfloat16", lambda: True)
+    monkeypatch.setattr(loading, "computes_bfloat16", lambda: True)
     assert load("mini", device="cpu").dtype == torch.float32
 
 
 @pytest.mark.parametrize("name", ["avx512_bf16", "amx_bf16"])
 def test_instructions_for_bfloat16_are_looked_for(monkeypatch, name):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {name: True})
-    assert loading._computes_bfloat16()
+    assert loading.computes_bfloat16.__wrapped__()
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_f": True})
-    assert not loading._computes_bfloat16()
+    assert not loading.computes_bfloat16.__wrapped__()
 
 
 def test_missing_weights_are_named(copy):

@@ -86,13 +86,13 @@ def test_what_orders_of_a_query_begin_with_is_read_once(random_model, shop, toke
     orders = [query.reordered(order) for order in permutations(range(3))]
     orders.append(orders[0].edited(text=" in a box"))  # differs at its end only
     orders += orders[2:3] * 2 + [query.edited(conditions=query.conditions[:1] * 3)]
-    monkeypatch.setattr(prefixes, "WORTH", 16)
+    monkeypatch.setattr(prefixes, "call_cost", lambda model: 16)
     check(random_model, orders, count)
     whole, *parts = tokens_read
     # Each first reference is read once for its two orders, and the instruction's first words once for all.
     assert sum(parts) < 0.75 * whole
     tokens_read.clear()
-    monkeypatch.setattr(prefixes, "WORTH", 10**6)
+    monkeypatch.setattr(prefixes, "call_cost", lambda model: 10**6)
     check(random_model, orders, count)
     assert tokens_read == [whole, whole]
 
@@ -119,5 +119,5 @@ def test_whatever_rows_share_their_states_are_their_own(random_model, rows, coun
         for row in rows
     ]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(prefixes, "WORTH", 1)
+        patch.setattr(prefixes, "call_cost", lambda model: 1)
         check(random_model, items, count)

@@ -33,7 +33,7 @@ def small(shop):
 
 @pytest.fixture(scope="module")
 def matrix(random_folder):
-    return Matrix(str(random_folder), device="cpu", pixels=28 * 56)
+    return Matrix(str(random_folder), device="cpu", pixels=28 * 56, crossed=True)
 
 
 @pytest.fixture(scope="module")
@@ -190,6 +190,24 @@ def test_what_makes_no_sense_is_refused_before_anything_is_loaded(monkeypatch, s
         reproduce(Matrix(), replace(small, queries=()), tmp_path / "out", QUIET)
     assert cli.main(["reproduce", "--choices", "colour", "--out", str(tmp_path / "other")]) == 2
     assert "choice 'colour' is not known" in capsys.readouterr().err
+
+
+def test_what_takes_all_products_anew_is_changed_alone_unless_every_combination_is_asked_for(matrix):
+    options = {"dtype": ("f", "b"), "pixels": (2, 1), "wording": ("card", "merit"), "input": ("seq", "cat")}
+    ways = replace(matrix, crossed=False).ways(options)
+    assert ways[0] == ("f", 2, "card", "seq")
+    assert ways[:4] == list(product(["f"], [2], ["card", "merit"], ["seq", "cat"]))
+    assert ways[4:] == [("f", 1, "card", "seq"), ("b", 2, "card", "seq")]
+    assert len(matrix.ways(options)) == 16
+
+
+def test_not_crossed_the_differences_are_the_same(done, matrix, small, tmp_path):
+    found = reproduce(replace(matrix, crossed=False), small, tmp_path, QUIET)
+    assert len(found.cells) == 6 * 2 * 3
+    columns = ["choice", "instead", "difference", "low", "high", "p"]
+    pd.testing.assert_frame_equal(found.differences[columns], done[0].differences[columns])
+    own = found.cells.merge(done[0].cells, on=[*CHOICES, *MEASURED])
+    assert len(own) == len(found.cells)
 
 
 def test_only_what_is_chosen_is_tried(matrix, small, tmp_path):
