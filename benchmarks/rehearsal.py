@@ -1,12 +1,15 @@
 """What MERIT and CORAL take at their full sizes on this machine: reading 51,177 products and 10,000 queries,
-loading a checkpoint of the 3B's shape, and encoding three products and a query with pictures of 336 pixels.
+loading a checkpoint of the 3B's shape, encoding three products and a query with pictures of 336 pixels, and
+what else there is on all of MERIT with coral-mini.
 
 FLOP/s are of the linear layers' products that run, two for each weight and token. Weights are random.
 
-python benchmarks/rehearsal.py FOLDER [read] [load] [encode]       FOLDER is what `rehearse` wrote
+python benchmarks/rehearsal.py FOLDER [read] [load] [encode] [hub] [whole]     FOLDER: what `rehearse` wrote
 """
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 import time
@@ -14,13 +17,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from huggingface_hub import constants
 from table import keep, megabytes, row
 
 import coral_lab as cl
-from coral_lab.models.loading import Model
+from coral_lab.models.checkpoint_files import checked
+from coral_lab.models.loading import Model, checkpoint_folder
 from coral_lab.query import Product
+from coral_lab.replication import report
+from coral_lab.study.geometry import umap
 
 SIDE = 336  # pixels
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
 WANTED = {"read: s": "< 20", "read: peak memory, GB": "< 1.5"}
 
 
@@ -71,6 +79,53 @@ def encode(folder: Path) -> dict[str, list[float]]:
     }
 
 
+def hub(folder: Path) -> dict[str, list[float]]:
+    """Both by their names on the hub, as a download lays them out: blobs, and a snapshot of links to them."""
+    cache = folder / "hub"
+    for kind, name in (("models", "Bia/CORAL"), ("datasets", "WeiChow/merit")):
+        _as_downloaded(folder / name.partition("/")[2].lower(), cache / f"{kind}--{name.replace('/', '--')}")
+    constants.HF_HUB_CACHE = str(cache)
+    taken, shop = seconds(lambda: cl.dataset("WeiChow/merit", offline=True))
+    assert len(shop.products) == 51_177
+    looked, _ = seconds(lambda: checked(checkpoint_folder("Bia/CORAL", offline=True)))
+    return {"read as downloaded: s": [taken], "checkpoint as downloaded, looked through: s": [looked]}
+
+
+def _as_downloaded(source: Path, repository: Path) -> None:
+    """Links, so that no second copy is made."""
+    shutil.rmtree(repository, ignore_errors=True)
+    for folder in (repository / "blobs", repository / "refs"):
+        folder.mkdir(parents=True)
+    for i, file in enumerate(file for file in source.rglob("*") if file.is_file()):
+        blob = repository / f"blobs/{i:040x}"
+        blob.hardlink_to(file)
+        place = repository / "snapshots" / COMMIT / file.relative_to(source)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.symlink_to(os.path.relpath(blob, place.parent))
+    (repository / "refs/main").write_text(COMMIT)
+
+
+def whole(folder: Path) -> dict[str, list[float]]:
+    """coral-mini on all of it: a store, an evaluation, a map, a report."""
+    shop, model = cl.dataset(folder / "merit"), cl.load("mini")
+    settings = cl.Settings(store=str(folder / "store"), progress=True)
+    first, pool = seconds(lambda: cl.index(model, shop.products, settings=settings))
+    again, _ = seconds(lambda: cl.index(model, shop.products, settings=settings))
+    asked, result = seconds(lambda: pool.evaluate(shop.queries))
+    mapped, places = seconds(lambda: umap(pool.embeddings))
+    told, _ = seconds(lambda: report(pool, shop, folder / "report.html"))
+    assert places.shape == (51_177, 2)
+    return {
+        "coral-mini, 51,177 products into a store or out of it: s": [first],
+        "coral-mini, 51,177 products out of the store: s": [again],
+        "coral-mini, 10,000 queries: s": [asked],
+        "coral-mini, R@1": [result.metrics["R@1"].mean],
+        "coral-mini, a map by UMAP: s": [mapped],
+        "coral-mini, a report: s": [told],
+        "coral-mini, all of this: peak memory, GB": [peak()],
+    }
+
+
 def larger(product: Product) -> Product:
     return replace(product, image=product.picture.resize((SIDE, SIDE)))
 
@@ -101,7 +156,7 @@ def peak() -> float:
     return megabytes("VmHWM") * 2**20 / 1e9
 
 
-MEASURED = {"read": (read, 3), "load": (load, 2), "encode": (encode, 1)}
+MEASURED = {"read": (read, 3), "load": (load, 2), "encode": (encode, 1), "hub": (hub, 1), "whole": (whole, 1)}
 
 
 def measured(folder: str, name: str) -> list[dict]:

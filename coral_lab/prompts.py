@@ -12,6 +12,7 @@ turns parts into what a chat template takes. A format of one's own is five lines
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
@@ -19,7 +20,7 @@ from types import MappingProxyType
 from PIL import Image
 
 from coral_lab.errors import ItemError
-from coral_lab.images import paste_together
+from coral_lab.images import digest, identity, paste_together
 from coral_lab.query import Product, Query, name_of
 from coral_lab.sources.border import brief, text_of
 from coral_lab.sources.instructions import instruction_parts
@@ -28,7 +29,28 @@ from coral_lab.sources.package_files import shipped
 LANGUAGES = ("en", "id", "ms", "th", "vi")
 """Languages that the instruction is worded in."""
 
-Part = str | Product | Image.Image
+
+@dataclass(frozen=True)
+class Pasted:
+    """Products' pictures side by side, made when they are looked at: those of MERIT's queries together would
+    take more memory than there is.
+    """
+
+    products: tuple[Product, ...]
+
+    def __call__(self) -> Image.Image:
+        """Raises ItemError naming the product whose picture cannot be opened."""
+        found = (product.picture for product in self.products)
+        return paste_together([picture for picture in found if picture is not None])
+
+    @property
+    def identity(self) -> str:
+        """Of the pictures in their order, without making it."""
+        own = ((p.image, name_of(p)) for p in self.products)
+        return digest(["pasted", *(identity(image, name) for image, name in own if image is not None)])
+
+
+Part = str | Product | Image.Image | Pasted
 Format = Callable[[Query], Iterable[Part]]
 
 
@@ -71,9 +93,8 @@ def merit(query: Query) -> Iterator[Part]:
 
 def cat(query: Query, wording: Format = seq) -> Iterator[Part]:
     """All pictures pasted into one, in front of the text (the paper's `Cat`)."""
-    pictures = [picture for product in query.references if (picture := product.picture) is not None]
-    if pictures:
-        yield paste_together(pictures)
+    if shown := tuple(product for product in query.references if product.image is not None):
+        yield Pasted(shown)
     yield from (part for part in wording(query) if isinstance(part, str))
 
 
@@ -142,7 +163,7 @@ def _checked(found: object, name: str) -> Iterator[Part]:
     if isinstance(found, str) or not isinstance(found, Iterable):
         raise ItemError(name, f"its format gives {brief(found)}; yield texts, products and pictures")
     for part in found:
-        yield part if isinstance(part, Product | Image.Image) else text_of(part, name, "format")
+        yield part if isinstance(part, Product | Image.Image | Pasted) else text_of(part, name, "format")
 
 
 def messages(item: Product | Query, format: str | Format = "seq") -> list[dict]:
@@ -157,7 +178,9 @@ def _entry(part: Part) -> dict:
     if isinstance(part, str):
         return {"type": "text", "text": part}
     picture = part.image if isinstance(part, Product) else part
-    if isinstance(part, Product) and (isinstance(picture, bytes) or callable(picture)):
+    if isinstance(part, Pasted):
+        picture = part()
+    elif isinstance(part, Product) and (isinstance(picture, bytes) or callable(picture)):
         picture = part.picture
     return {"type": "image", "image": str(picture) if isinstance(picture, Path) else picture}
 

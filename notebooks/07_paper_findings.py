@@ -118,7 +118,7 @@ paper, independent = (
     published[(published["method"] == name) & (published["input"] == "Seq")].iloc[0]
     for name in ("Coral", "Coral (independent run)")
 )
-print(f"The paper has R@1 {paper['R@1']:.4f}; an independent run of the weights that its authors released finds")
+print(f"The paper has R@1 {paper['R@1']:.4f}; an independent run of the released weights finds")
 print(f"{independent['R@1']:.4f} ({independent['source']}).")
 
 # %% [markdown]

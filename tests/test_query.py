@@ -339,6 +339,7 @@ def test_seq_puts_each_picture_between_its_words():
 def test_cat_pastes_all_pictures_into_one_in_front_of_the_words():
     query = asking(reference(1), reference(2, image=None), reference(3), text=" in red")
     picture, text = parts(query, "cat")
+    picture = picture()
     assert picture.size == (10 + 30, 20)
     assert [picture.getpixel((x, 0)) for x in (0, 9, 10, 39)] == [(1, 0, 0)] * 2 + [(3, 0, 0)] * 2
     assert text == text_of(query, "seq")
@@ -353,7 +354,22 @@ def test_merit_is_the_instruction_of_merits_files_with_a_picture_for_each_mark()
     ]
     assert text_of(query, "merit") == instruction(query).replace("<image>", "")
     picture, text = parts(query, "merit cat")
-    assert (picture.size, text) == ((10, 20), text_of(query, "merit"))
+    assert (picture().size, text) == ((10, 20), text_of(query, "merit"))
+
+
+def test_pictures_are_pasted_when_they_are_looked_at_and_are_what_their_parts_are():
+    def never():
+        raise AssertionError("it was opened")
+
+    unread = asking(reference(1, image=never), reference(2, image=never))
+    assert [type(part).__name__ for part in parts(unread, "cat")] == ["Pasted", "str"]
+    one, again, other = (
+        parts(asking(*map(reference, some)), "cat")[0].identity for some in ((1, 2), (1, 2), (2, 1))
+    )
+    assert one == again != other
+    broken = parts(asking(reference(1), reference(2, image=b"no picture")), "cat")[0]
+    with pytest.raises(ItemError, match=r"2.*picture cannot be read"):
+        broken()
 
 
 def test_caption_has_words_where_the_pictures_were():

@@ -84,7 +84,7 @@ def _choices(found: "Reproduction") -> str:
     said = (
         "R@1 with this one choice made otherwise, less the card's, on the same queries: with its 95% "
         "interval, a paired test's p after Holm's correction, and from least to most what the same change "
-        "makes of all other cells."
+        "makes of every cell where it was tried."
     )
     named = table.set_index(table["choice"] + ": " + table["instead"] + ", not " + table["card's"])
     shown = named[["difference", "low", "high", "p (Holm)", "least", "most"]].rename_axis("choice")

@@ -13,11 +13,12 @@ import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 
-from coral_lab import Condition, Product, Query, index
+from coral_lab import Condition, Product, Query, Settings, index
 from coral_lab.metrics import estimate
 from coral_lab.mini.demo import _body
 from coral_lab.query import Dataset
 from coral_lab.replication.report_page import report
+from coral_lab.replication.reproducing import Matrix, reproduce
 from coral_lab.results import page as whole_page
 from coral_lab.study import plots
 from coral_lab.widgets import NeighbourhoodMap
@@ -101,6 +102,17 @@ def test_a_report_of_hostile_texts_fetches_and_runs_nothing(browser, pool, hosti
     assert page.locator(".js-plotly-plot .main-svg").count() > 4  # the figures are drawn all the same
     page.screenshot(path="build/screenshots/hostile-report.png", full_page=True)
     assert "<script>document.title" in page.inner_text("body")  # shown as the text it is
+
+
+def test_what_reproduce_writes_of_hostile_texts_fetches_and_runs_nothing(
+    browser, random_folder, hostile, tmp_path
+):
+    matrix = Matrix(str(random_folder), choices=("references", "wording"), device="cpu")
+    reproduce(matrix, hostile, tmp_path / "out", Settings(progress=False), BRINGS[1])
+    page = looked_at(browser, tmp_path / "out/reproduce.html")
+    assert page.locator(".js-plotly-plot .main-svg").count() > 4
+    page.screenshot(path="build/screenshots/hostile-reproduce.png", full_page=True)
+    assert "<script>document.title" in page.inner_text("body")
 
 
 def test_a_demo_page_of_hostile_texts_fetches_and_runs_nothing(browser, pool, hostile, tmp_path):
