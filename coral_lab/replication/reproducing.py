@@ -48,6 +48,9 @@ FORMAT_OF = {
 FEWER_PIXELS = 1280 * 28 * 28
 """The budget that Qwen2.5-VL's own card suggests, 1,280 image tokens a picture."""
 
+PICTURES = 2**29
+"""Bytes of processed pictures that are kept: all of MERIT-mini's; MERIT's hardly come again in time."""
+
 ENCODED = ("dtype", "pixels", "wording", "input")
 Way = tuple[str, int, str, str]
 """A way to encode: the choices of ENCODED."""
@@ -226,6 +229,7 @@ def _rank_all(
                 model = matrix.loaded(dtype)
             looking = _with_most_pixels(model, pixels)
             looking.__dict__["pixels"] = seen.setdefault(pixels, looking.pixels)
+            looking.pixels.limit = PICTURES
             pool = (dtype, pixels), index(looking, shop.products, settings=settings)
         found = asked(pool[1], shop.queries, FORMAT_OF[wording, input], settings)
         kept = {"left out": found.ranked(), "kept": found.ranked(exclude_references=False)}
