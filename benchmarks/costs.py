@@ -11,14 +11,17 @@ python benchmarks/costs.py FOLDER       what `coral-lab rehearse` wrote; seconds
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
 from table import HERE, keep, row
 from torch import nn
-from transformers import AutoTokenizer, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import Qwen2_5_VLForConditionalGeneration
 
 import coral_lab as cl
+from coral_lab.models.checkpoint_files import checked
+from coral_lab.models.processors import processor_of
 from coral_lab.prompts import parts
 from coral_lab.query import Product
 
@@ -38,7 +41,7 @@ class Costs:
     """Operations of a prompt by its tokens and pictures, for a checkpoint's config."""
 
     def __init__(self, folder: Path):
-        config = Qwen2_5_VLConfig.from_pretrained(folder)
+        config: Any = checked(folder).config
         with torch.device("meta"):
             network = Qwen2_5_VLForConditionalGeneration(config)
         self.text, self.vision = config.text_config, config.vision_config
@@ -74,7 +77,7 @@ def counted(tokenizer, items) -> tuple[float, float]:
 
 def main(folder: Path) -> list[dict]:
     shop, costs = cl.dataset(folder / "merit"), Costs(folder / "coral")
-    tokenizer = AutoTokenizer.from_pretrained(folder / "coral")
+    tokenizer = processor_of(folder / "coral", checked(folder / "coral").config).tokenizer
     means = {
         "product": counted(tokenizer, shop.products[:SAMPLE]),
         "query": counted(tokenizer, shop.queries[:SAMPLE]),
