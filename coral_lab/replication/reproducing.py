@@ -90,9 +90,12 @@ class Matrix:
         return [way for way in every if [*way[:2]] == [*every[0][:2]] or _changes(way, every[0]) == 1]
 
     def options(self, model: Model) -> dict[str, tuple]:
-        """Every choice's values, the card's first."""
+        """Every choice's values, the card's first. Raises ValueError for pixels that are no other budget."""
         dtype = str(model.dtype).removeprefix("torch.")
         own = model.processor.image_processor.size["longest_edge"]
+        if self.pixels is not None and (self.pixels < 28 * 28 or self.pixels == own):
+            problem = f"pixels is {self.pixels:,}, and the checkpoint's own {own:,}"
+            raise ValueError(f"{problem}; give another number from {28 * 28} on")
         every = {
             "references": ("left out", "kept"),
             "pixels": (own, self.pixels or min(FEWER_PIXELS, own // 2)),

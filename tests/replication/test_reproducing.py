@@ -188,6 +188,9 @@ def test_what_makes_no_sense_is_refused_before_anything_is_loaded(monkeypatch, s
         Matrix(choices=("references", "colour"))
     with pytest.raises(ValueError, match="small has no queries or no products"):
         reproduce(Matrix(), replace(small, queries=()), tmp_path / "out", QUIET)
+    for pixels in (783, 84 * 84):
+        with pytest.raises(ValueError, match=r"pixels is .*checkpoint's own 7,056; give another number"):
+            reproduce(Matrix(pixels=pixels), small, tmp_path / "third", QUIET)
     assert cli.main(["reproduce", "--choices", "colour", "--out", str(tmp_path / "other")]) == 2
     assert "choice 'colour' is not known" in capsys.readouterr().err
 
