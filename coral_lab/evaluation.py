@@ -253,7 +253,7 @@ def asked(
     """
     queries, settings = tuple(queries), settings or index.settings
     if not queries:
-        raise ValueError("there are no queries; give at least one")
+        raise ValueError("0 queries are given; give at least one")
     answered, skipped = _with_answers(index, queries)
     if skipped and settings.on_error == "raise":
         raise skipped[0]

@@ -25,7 +25,7 @@ def ask():
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     runner = subprocess.Popen(command, cwd=TOP, env=environment, text=True, bufsize=1, **pipes)
 
-    def run(case: str, folder: Path, seconds: int = 10) -> dict:
+    def run(case: str, folder: Path, seconds: int = 20) -> dict:
         asked = {"case": case, "folder": str(folder), "seconds": seconds}
         runner.stdin.write(json.dumps(asked) + "\n")
         return json.loads(runner.stdout.readline())

@@ -107,9 +107,9 @@ sys.addaudithook(watch)
 from coral_lab import load
 from coral_lab.errors import CheckpointError
 for line in sys.stdin:
-    name, _, offline = line.rstrip().partition(" ")
+    name = line.rstrip().removesuffix(" offline")
     try:
-        print("dim", load(name, device="cpu", offline=offline == "offline").dim, flush=True)
+        print("dim", load(name, device="cpu", offline=name != line.rstrip()).dim, flush=True)
     except CheckpointError as error:
         print("refused", error, flush=True)
 """

@@ -64,7 +64,7 @@ def test_defaults_follow_the_device(monkeypatch):
 def test_a_cpu_that_computes_in_bfloat16_does_so_for_checkpoints_saved_in_it(
     copy, monkeypatch, native, saved, name
 ):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": native, "avx2": True})
+    monkeypatch.setattr(loading, "computes_bfloat16", lambda: native)
     config = json.loads((copy / "config.json").read_text())
     config.pop("dtype", None)
     (copy / "config.json").write_text(json.dumps(config | ({name: saved} if saved else {})))
