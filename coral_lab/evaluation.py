@@ -218,7 +218,7 @@ def measure(
 ) -> Result:
     """What `Index.evaluate` gives: `asked`, ranked to depth `k`. Raises ValueError also for k < 10."""
     if k < metrics.DEPTH:
-        raise ValueError(f"depth k is {k}; give at least {metrics.DEPTH}")
+        raise ValueError(f"queries are to be ranked to depth {k}; give at least {metrics.DEPTH}")
     return asked(index, queries, format, settings).ranked(k, exclude_references)
 
 

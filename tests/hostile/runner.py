@@ -1,7 +1,7 @@
 """Runs hostile cases, each in a child of its own: `python -m tests.hostile.runner`, a line of JSON for each.
 
 What is slow to import is imported once, before the children are made; LanceDB starts its threads again in
-them, and must not have been at work before. A child has twenty seconds, two gigabytes besides what the imports
+them, and must not have been at work before. A child has 20 seconds, two gigabytes besides what the imports
 took, no way to the network and none to another program: whoever asks for these leaves a mark.
 """
 
