@@ -7,6 +7,7 @@ cl.index(model, shop.products).search(shop.queries[0], k=10)
 """
 
 import ast
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -57,5 +58,10 @@ def public(package: str, file: str) -> tuple[Callable[[str], object], Callable[[
 # before torch is loaded.
 if "torch" not in sys.modules and not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
     os.environ["GOMP_SPINCOUNT"] = "1000"
+
+# transformers imports torchao wherever it is installed, which warns of enums of its own.
+logging.getLogger("torch.utils._pytree").addFilter(
+    lambda record: "is an Enum subclass" not in record.getMessage()
+)
 
 __getattr__, __dir__, __all__ = public(__name__, __file__)

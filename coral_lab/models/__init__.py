@@ -6,7 +6,6 @@ only the last place of the last layer is worked out (`last_layer`), and CPUs get
 (`window_attention`, `cpu_attention`, `cpu_linear`). `quantizing` keeps weights in eight bits.
 """
 
-import logging
 from typing import TYPE_CHECKING
 
 from coral_lab import public
@@ -18,10 +17,5 @@ if TYPE_CHECKING:
     from coral_lab.models.loading import make_quick as make_quick
     from coral_lab.models.loading import same_embeddings as same_embeddings
     from coral_lab.models.saving import save as save
-
-# transformers imports torchao wherever it is installed, which warns of enums of its own.
-logging.getLogger("torch.utils._pytree").addFilter(
-    lambda record: "is an Enum subclass" not in record.getMessage()
-)
 
 __getattr__, __dir__, __all__ = public(__name__, __file__)
