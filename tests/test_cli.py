@@ -11,7 +11,7 @@ import pytest
 from coral_lab import encode, load
 from coral_lab.cli import main, measuring
 from coral_lab.mini.demo import demo
-from coral_lab.replication import experiments
+from coral_lab.replication import experiments, reproduce_page, reproducing
 from coral_lab.sources import hub
 
 
@@ -35,6 +35,7 @@ def test_evaluate_writes_metrics_run_and_breakdown(random_folder, tmp_path, caps
 def test_the_experiments_are_those_there_are():
     assert tuple(experiments.ARMS) == measuring.TRAINED
     assert tuple(experiments.ASKED) == measuring.ASKED
+    assert reproducing.CHOICES == measuring.CHOICES == tuple(reproduce_page.CHOICES)
 
 
 def test_some_arms_are_trained_from_another_start(monkeypatch, capsys, tmp_path):

@@ -23,7 +23,8 @@ READING = 16
 
 BEGINNING, GPU_BEGINNING, CUDA_BEGINNING = 2**24, 2**30, 2**36
 """Parameters that are multiplied with one token in the time that it takes to begin a layer, which is Python's
-whatever its size: by two CPU cores in float32, by a laptop's GPU, by an H100 in bfloat16. CPUs were measured.
+whatever its size: by two CPU cores in float32, by a laptop's GPU, by an H100 in bfloat16. The first was
+measured, the others are estimates.
 """
 
 

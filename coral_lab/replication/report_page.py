@@ -8,7 +8,6 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from coral_lab.errors import ItemError
 from coral_lab.evaluation import Result
 from coral_lab.metrics import Estimate, estimate
 from coral_lab.query import Dataset, Query, Traits
@@ -38,7 +37,7 @@ def report(
     result = index.evaluate(shop.queries)
     sections = {
         "What was measured": _facts(index, shop, command)
-        + _left_out([*shop.skipped, *index.skipped, *result.skipped]),
+        + left_out([*shop.skipped, *index.skipped, *result.skipped]),
         "Metrics": _metrics(result),
         "Breakdowns": "".join(breakdowns(result)),
         "Language matrix": _languages(result),
@@ -79,7 +78,7 @@ def table_of(frame: pd.DataFrame, index: bool = True) -> str:
     return frame.to_html(index=index, border=0, float_format="{:.3f}".format, na_rep="")
 
 
-def _left_out(errors: Sequence[ItemError]) -> str:
+def left_out(errors: Sequence[object]) -> str:
     """Every product and query that could not be used, and why."""
     if not errors:
         return paragraph("Nothing was left out.")

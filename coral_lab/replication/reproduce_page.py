@@ -10,7 +10,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from coral_lab.replication.report_page import DRAW, TABLE_STYLE, breakdowns, figure_of, table_of
+from coral_lab.replication.report_page import DRAW, TABLE_STYLE, breakdowns, figure_of, left_out, table_of
 from coral_lab.results import grey, page, paragraph
 from coral_lab.sources.files import write_text
 from coral_lab.sources.package_files import shipped
@@ -58,7 +58,7 @@ def write_page(found: "Reproduction", out: Path) -> None:
         "What each choice makes of it": _choices(found),
         "Every way to evaluate": _cells(found),
         "Breakdowns, as the card has it": "".join(breakdowns(found.result)),
-        "What was left out": _left_out(found),
+        "What was left out": left_out([*found.facts["data"]["skipped"], *found.skipped]),
         "Settings in full": _settings(found.facts),
     }
     body = "".join(f"<h2>{escape(name)}</h2>{content}" for name, content in sections.items())
@@ -152,14 +152,6 @@ def _strongest(found: "Reproduction") -> str:
     if table.empty:
         return "references"
     return table.loc[table["difference"].abs().idxmax(), "choice"]
-
-
-def _left_out(found: "Reproduction") -> str:
-    errors = [*found.facts["data"]["skipped"], *found.skipped]
-    if not errors:
-        return paragraph("Nothing was left out.")
-    rows = "".join(f"<li>{escape(error)}</li>" for error in errors)
-    return f"<details><summary>{len(errors):,} left out</summary><ul>{rows}</ul></details>"
 
 
 def _settings(facts: Mapping) -> str:
