@@ -1,34 +1,32 @@
 """A checkpoint's files, looked through once, where they enter: its config and the headers of its weights say
-whether it is a whole Qwen2.5-VL checkpoint before a weight is read or memory is taken.
+whether it is a whole checkpoint of a family that is read (`families.py`) before a weight is read or memory is
+taken.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from math import isqrt
 from pathlib import Path
 from typing import Any
 
 import torch
+from qwen_vl_utils.vision_process import SPATIAL_MERGE_SIZE
 from safetensors import SafetensorError, safe_open
-from transformers import (
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
-    Qwen2_5_VLTextConfig,
-    Qwen2_5_VLVisionConfig,
-)
+from transformers import PreTrainedConfig
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming, rename_source_key
 from transformers.utils import logging as transformers_logging
 
+from coral_lab.models.families import FAMILIES, QWEN2_5_VL, QWEN3_VL, Family
 from coral_lab.models.folder_files import brief, few, look_over, read_json, refused
 
-ARCHITECTURE = "Qwen2_5_VLForConditionalGeneration"
 CHOSEN_HERE = ("auto_map", "attn_implementation", "experts_implementation", "transformers_weights")
 """Fields that name code or files to a loader; so do private ones."""
 
 Shape = tuple[int, ...]
 MOST_NUMBERS = 2**20
-"""Of what is worked out when loading; Qwen2.5-VL's are below a thousand."""
+"""Of what is worked out when loading; those of the families are below a thousand."""
 
 LONGEST_HEADER = 2**23
 """Bytes of what a weights file says of its tensors; one of Qwen2.5-VL-72B has 20,000."""
@@ -38,11 +36,12 @@ FLOATS = {"F64", "F32", "F16", "BF16"}
 
 @dataclass(frozen=True)
 class Checked:
-    """What a whole checkpoint says of itself: its config for transformers, the dtype it was saved in, and
-    what in it has no use here.
+    """What a whole checkpoint says of itself: its family, its config for transformers, the dtype it was saved
+    in, and what in it has no use here.
     """
 
-    config: Qwen2_5_VLConfig
+    family: Family
+    config: PreTrainedConfig
     dtype: torch.dtype | None
     unused: tuple[str, ...]
 
@@ -67,10 +66,7 @@ def checked(folder: Path) -> Checked:
     """
     look_over(folder)
     raw = read_json(folder / "config.json")
-    architectures = raw.get("architectures")
-    if architectures != [ARCHITECTURE]:
-        found = f"is a {architectures} checkpoint"
-        raise refused(folder, brief(found, 120), f"coral_lab reads {ARCHITECTURE} only")
+    family = _family(folder, raw.get("architectures"))
     if raw.get("quantization_config"):
         raise refused(folder, "is quantised (quantization_config)", "use the checkpoint it was made from")
     generation = folder / "generation_config.json"  # transformers reads it last of all
@@ -78,25 +74,36 @@ def checked(folder: Path) -> Checked:
         read_json(generation)
     shapes = weight_shapes(folder)
     _refuse_more_layers(folder / "config.json", raw, len(shapes))
-    settings = _take_leftovers(raw)
+    settings = _take_leftovers(raw, family)
     try:
         with only_errors(), torch.device("meta"):
-            config = Qwen2_5_VLConfig.from_dict(raw)
-            network = Qwen2_5_VLForConditionalGeneration(config)
-        _check_what_no_shape_says(config.text_config, config.vision_config)
+            config: Any = family.kinds[0].from_dict(raw)
+            network = family.network(config)
+        _check_what_no_shape_says(config.text_config, config.vision_config, family)
         _check_what_no_file_has(network)
         dtype = config.dtype
+        if dtype is None:  # Qwen3-VL's says it of the text alone
+            dtype = config.text_config.dtype
         if dtype is not None and not isinstance(dtype, torch.dtype):
             raise ValueError(f"dtype is {dtype!r}, wanted float32, bfloat16 or float16")
     except Exception as error:  # transformers checks some fields by types of its own, others by failing
         raise refused(
-            folder / "config.json", f"does not fit Qwen2.5-VL: {brief(error)}", "copy it again"
+            folder / "config.json", f"does not fit {family.title}: {brief(error)}", "copy it again"
         ) from error
     config.name_or_path = str(folder)
     spare = _spare_weights(folder, network, shapes)
     counted = {"settings of config.json": settings, "weights": spare}
     unused = (f"{len(names)} {what} ({few(names)})" for what, names in counted.items() if names)
-    return Checked(config, dtype, tuple(unused))
+    return Checked(family, config, dtype, tuple(unused))
+
+
+def _family(folder: Path, architectures: Any) -> Family:
+    for name, family in FAMILIES.items():
+        if architectures == [name]:
+            return family
+    *others, last = FAMILIES
+    found = brief(f"is a {architectures} checkpoint", 120)
+    raise refused(folder, found, f"coral_lab reads {', '.join(others)} and {last} only")
 
 
 def weight_shapes(folder: Path) -> dict[str, Shape]:
@@ -169,22 +176,46 @@ def _parts(raw: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _refuse_more_layers(file: Path, raw: Mapping[str, Any], weights: int) -> None:
     """A layer has several weights: a config of more layers than that would be built for hours."""
-    for name in ("num_hidden_layers", "depth"):
-        for layers in (part.get(name) for part in _parts(raw)):
+    for name in ("num_hidden_layers", "depth", "deepstack_visual_indexes"):
+        for found in (part.get(name) for part in _parts(raw)):
+            layers = len(found) if isinstance(found, list) else found
             if isinstance(layers, int) and layers > weights:
                 says = f"says {name} {brief(layers, 30)}, and there are {weights} weights in all"
                 raise refused(file, says, "download it again")
 
 
-def _check_what_no_shape_says(text: Any, vision: Any) -> None:
-    """How a head's places are divided among time, height and width, and how wide a window is."""
-    half = text.hidden_size // text.num_attention_heads // 2
-    section = text.rope_parameters.get("mrope_section", [16, 24, 24])  # transformers' default
+def _check_what_no_shape_says(text: Any, vision: Any, family: Family) -> None:
+    """How a head's places are divided among time, height and width, how wide a window is, and which layers of
+    the vision tower the text model reads besides the last.
+    """
+    own = text.head_dim if family is QWEN3_VL else text.hidden_size // text.num_attention_heads
+    half = own // 2
+    section = text.rope_parameters.get("mrope_section", list(family.sections))
     if not isinstance(section, list) or not all(isinstance(n, int) for n in section) or sum(section) != half:
         raise ValueError(f"mrope_section is {section!r}, wanted three numbers with the sum {half}")
-    token = vision.patch_size * vision.spatial_merge_size
-    if not token <= vision.window_size <= 64 * token:
-        raise ValueError(f"window_size is {vision.window_size}, wanted a few times {token}")
+    if family is QWEN2_5_VL:
+        token = vision.patch_size * vision.spatial_merge_size
+        if not token <= vision.window_size <= 64 * token:
+            raise ValueError(f"window_size is {vision.window_size}, wanted a few times {token}")
+    if family is QWEN3_VL:
+        _check_deepstack(vision, text.num_hidden_layers)
+
+
+def _check_deepstack(vision: Any, text_layers: int) -> None:
+    """transformers leaves out, in silence, layers that are not there and features for which the text model
+    has no layer, and rounds a grid of positions that is no square.
+    """
+    layers, known = vision.deepstack_visual_indexes, range(vision.depth)
+    if len({*layers}) < len(layers) or not all(layer in known for layer in layers):
+        said = f"deepstack_visual_indexes are {brief(list(layers), 60)}"
+        raise ValueError(f"{said}, wanted different layers from 0 to {vision.depth - 1}")
+    if len(layers) > text_layers:
+        raise ValueError(f"deepstack_visual_indexes are {len(layers)}, for {text_layers} text layers")
+    if isqrt(vision.num_position_embeddings) ** 2 != vision.num_position_embeddings:
+        raise ValueError(f"num_position_embeddings is {vision.num_position_embeddings}, wanted a square")
+    if vision.spatial_merge_size != SPATIAL_MERGE_SIZE:  # its processor does not resize again
+        found = vision.spatial_merge_size
+        raise ValueError(f"spatial_merge_size is {found}, wanted qwen-vl-utils' {SPATIAL_MERGE_SIZE}")
 
 
 def _check_what_no_file_has(network: Any) -> None:
@@ -194,9 +225,9 @@ def _check_what_no_file_has(network: Any) -> None:
         raise ValueError(f"it asks for {size:,} frequencies, more than {MOST_NUMBERS:,}")
 
 
-def _take_leftovers(raw: dict[str, Any]) -> list[str]:
+def _take_leftovers(raw: dict[str, Any], family: Family) -> list[str]:
     """Take out of a config what transformers' has no field for and might take for a part of the model."""
-    kinds = (Qwen2_5_VLConfig, Qwen2_5_VLTextConfig, Qwen2_5_VLVisionConfig)
+    kinds: Any = family.kinds
     known = {field.name for kind in kinds for field in fields(kind)} | {"rope_scaling"}
     # code is never run, attention is chosen when loading, and weights have one name
     for part in _parts(raw):

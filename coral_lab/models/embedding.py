@@ -5,6 +5,7 @@ private.
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -115,9 +116,14 @@ def _as_on_the_card(model: Model, prompts: Sequence[Prompt]) -> Float32[np.ndarr
     last.
     """
     pictures = [(picture, prompt.name) for prompt in prompts for picture in prompt.pictures]
-    images = [as_on_the_card(*pair) for pair in pictures]
-    inputs = model.processor(
-        text=[prompt.text for prompt in prompts], images=images or None, padding=True, return_tensors="pt"
+    patch = model.processor.image_processor.patch_size
+    images = [as_on_the_card(*pair, patch) for pair in pictures]
+    inputs: Any = model.processor(
+        text=[prompt.text for prompt in prompts],
+        images=images or None,
+        padding=True,
+        return_tensors="pt",
+        **model.family.pictures,
     )
     longest = model.longest
     for prompt, mask in zip(prompts, inputs["attention_mask"], strict=True):

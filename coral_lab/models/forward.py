@@ -3,14 +3,13 @@ share.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 from transformers import BatchEncoding
-from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from coral_lab.errors import ItemError
 from coral_lab.models.inputs import Prompt
@@ -82,14 +81,26 @@ def _expand(ids: Sequence[int], image_token: int, counts: Sequence[int]) -> list
     return [token for id in ids for token in ([id] * next(left) if id == image_token else [id])]
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """What a vision tower made of pictures, by the names of transformers' own output for Qwen3-VL, which
+    itself has no public name: `pooler_output` [picture], `deepstack_features` [layer][picture].
+    """
+
+    pooler_output: tuple[Tensor, ...]
+    deepstack_features: list[tuple[Tensor, ...]]
+
+
 def forward(
     model: Model, prompts: Sequence[Prompt], vision: Vision, batch: BatchEncoding
 ) -> Float[Tensor, "row token dim"]:
     """The text model's last hidden states, after its final norm. No LM head, no kept layers, no cache."""
-    features: Any = tuple(vision.features[key(picture)] for prompt in prompts for picture in prompt.pictures)
+    shown = [key(picture) for prompt in prompts for picture in prompt.pictures]
     inputs = {name: value.to(model.device) for name, value in batch.items() if name != "answer_lengths"}
-    if features:  # in the order of the rows: image tokens are filled flat across the batch
-        inputs["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=features)}
+    if shown:  # in the order of the rows: image tokens are filled flat across the batch
+        features = tuple(vision.features[k] for k in shown)
+        layers = list(zip(*(vision.deepstack.get(k, ()) for k in shown), strict=True))
+        inputs["mm_encoder_outputs"] = {"image": _Seen(features, layers)}
     return model.network.model(**inputs, use_cache=False, return_dict=True).last_hidden_state
 
 

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
-from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb
 
 
 @contextmanager
@@ -71,6 +70,8 @@ class _Whole:
 
 def _keys_and_values(layer: Any, hidden: Tensor, places: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """As the layer's own attention makes them (`Qwen2_5_VLAttention.forward`, transformers 5.23)."""
+    from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb  # a private name
+
     attention, hidden = layer.self_attn, layer.input_layernorm(hidden)
     keys, values = (
         project(hidden).unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)

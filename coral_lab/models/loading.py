@@ -7,7 +7,8 @@ import os
 import re
 import threading
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from copy import copy, deepcopy
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from html import escape
 from importlib.util import find_spec
@@ -16,11 +17,12 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
+from transformers import Qwen2_5_VLForConditionalGeneration
 
 from coral_lab.errors import CheckpointError, HubError
 from coral_lab.models import adapters, quantizing
 from coral_lab.models.checkpoint_files import Checked, checked, only_errors
+from coral_lab.models.families import Family, Network, Processor, check_quick, family_of
 from coral_lab.models.folder_files import FILES, brief, few, refused
 from coral_lab.models.pixels import Pixels
 from coral_lab.models.processors import has_processor, processor_of
@@ -48,18 +50,27 @@ class Model:
     """A loaded checkpoint: the transformers model and its processor, nothing hidden.
 
     `quick` says whether embeddings are made by this room's quick path or, slower, by transformers' public
-    names alone.
+    names alone. Raises ValueError for a quick model of a family that has no such path.
     """
 
     name: str
-    network: Qwen2_5_VLForConditionalGeneration
-    processor: Qwen2_5_VLProcessor
+    network: Network
+    processor: Processor
     quick: bool = True
+
+    def __post_init__(self) -> None:
+        if self.quick:
+            check_quick(self.family, self.name)
+
+    @property
+    def family(self) -> Family:
+        """Its architecture, and what is its own of that."""
+        return family_of(self.network.config)
 
     @cached_property
     def pixels(self) -> Pixels:
         """The pictures that this model's image processor has seen."""
-        return Pixels(self.processor.image_processor)
+        return Pixels(self.processor.image_processor, options=self.family.pictures)
 
     @cached_property
     def turn(self) -> AbstractContextManager:
@@ -121,7 +132,8 @@ def load(
     quick: bool | None = None,
     quantize: str | None = None,
 ) -> Model:
-    """Load "mini", "mini-contrastive", "mini-base", a folder, or a hub id such as "Bia/CORAL".
+    """Load "mini", "mini-contrastive", "mini-base", a folder, or a hub id such as "Bia/CORAL": a Qwen2.5-VL,
+    Qwen2-VL or Qwen3-VL.
 
     A folder may hold a LoRA adapter, which is merged into its base, one that is here already. `device` is by
     default CUDA, else MPS, else the CPU; `dtype` bfloat16 on GPUs, and on the CPU if it computes in bfloat16
@@ -129,17 +141,17 @@ def load(
     machine), else float32; `attention` FlashAttention 2 on CUDA where it is installed, else SDPA, or
     `cpu_attention.py`'s for bfloat16 on a CPU. `revision` is a hub branch, tag or commit; `offline` looks
     only at what was downloaded. `quick` False makes embeddings by transformers' public names alone, as is
-    done by default for versions that the quick path is not known to fit. `quantize` "int8" keeps the linear
-    layers' weights in eight bits (`quantizing.py`), each made so as it is read, for encoding only: CORAL
-    takes 4.1 GB on a card, not 7.5. (Eight parameters: each is one choice of `from_pretrained` or of the
-    hub.) Only safetensors are read and no code from a checkpoint is run; what training left in it is named in
-    one warning. Raises CheckpointError, one line with the way out, for anything that is not a whole
-    Qwen2.5-VL checkpoint.
+    done by default for other families than Qwen2.5-VL, and for versions that the quick path is not known to
+    fit. `quantize` "int8" keeps the linear layers' weights in eight bits (`quantizing.py`), each made so as
+    it is read, for encoding only: CORAL takes 4.1 GB on a card, not 7.5. (Eight parameters: each is one
+    choice of `from_pretrained` or of the hub.) Only safetensors are read and no code from a checkpoint is
+    run; what training left in it is named in one warning. Raises CheckpointError, one line with the way out,
+    for anything that is not a whole checkpoint of these families, and ValueError for a choice that there is
+    not.
     """
     device = _device(device)
     dtype = _dtype(dtype)
     quantizing.check(quantize, device)
-    quick = _fits() if quick is None else quick
     folder = checkpoint_folder(str(name), revision, offline)
     lora = adapters.lora_of(folder) if (folder / adapters.CONFIG).is_file() else None
     if lora and quantize:
@@ -147,6 +159,7 @@ def load(
         raise refused(folder, f"is an adapter, which is not merged into {quantize} weights", way)
     whole = _base(folder, lora.base) if lora else folder
     found = checked(whole)
+    quick = _quick(found.family, str(name), quick)
     processor = processor_of(folder if has_processor(folder) else whole, found.config)
     dtype = dtype or _best_dtype(device, found.dtype)
     attention = attention or _best_attention(device, dtype, quick)
@@ -173,11 +186,37 @@ def same_embeddings(a: Model, b: Model) -> bool:
     return all(torch.equal(mine[name], theirs[name].to(mine[name].device)) for name in mine)
 
 
+def with_most_pixels(model: Model, pixels: int) -> Model:
+    """The same network, whose pictures have no more pixels than that; it is saved with this limit.
+
+    Raises ValueError for a family whose pictures are sized by qwen-vl-utils alone, and for less than one
+    image token.
+    """
+    processor = copy(model.processor)
+    processor.image_processor = deepcopy(model.processor.image_processor)
+    side = processor.image_processor.patch_size * processor.image_processor.merge_size
+    if pixels < side * side or not model.family.pictures.get("do_resize", True):
+        fit = f"give {side * side} or more" if pixels < side * side else "resize the pictures themselves"
+        raise ValueError(f"{model.name} cannot have {pixels} pixels a picture at most; {fit}")
+    smallest = min(processor.image_processor.size["shortest_edge"], pixels)
+    processor.image_processor.size = {"shortest_edge": smallest, "longest_edge": pixels}
+    return replace(model, processor=processor)
+
+
 def best_device() -> str:
-    """The first of "cuda", "mps" and "cpu" that is here."""
+    """The first of "cuda", "mps" and "cpu" that is here; of several processes that were started together
+    (`torchrun`) each has a CUDA device of its own.
+    """
     if torch.cuda.is_available():
-        return "cuda"
+        local = os.environ.get("LOCAL_RANK", "")
+        return f"cuda:{local}" if local.isdigit() else "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _quick(family: Family, name: str, asked: bool | None) -> bool:
+    if asked:
+        check_quick(family, name)
+    return family.quick and _fits() if asked is None else asked
 
 
 def _fits() -> bool:
@@ -266,7 +305,7 @@ def _network(
     straight = device.type != "cpu" and find_spec("accelerate") is not None
     try:
         with only_errors():
-            loaded: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(
+            loaded: Any = found.family.network.from_pretrained(
                 folder,
                 config=found.config,
                 dtype=dtype,

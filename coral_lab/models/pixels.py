@@ -9,7 +9,7 @@ from pathlib import Path
 
 from jaxtyping import Float32, Int64
 from PIL import Image
-from qwen_vl_utils.vision_process import fetch_image, smart_resize
+from qwen_vl_utils.vision_process import SPATIAL_MERGE_SIZE, fetch_image, smart_resize
 from torch import Tensor
 
 from coral_lab.errors import ItemError
@@ -22,10 +22,7 @@ USUAL = (448, 448)
 to know.
 """
 
-FACTOR = 28
-"""Both sides are multiples of this many pixels when qwen-vl-utils is done."""
-
-Pixel = tuple[Float32[Tensor, "patch 1176"], Int64[Tensor, " 3"]]
+Pixel = tuple[Float32[Tensor, "patch number"], Int64[Tensor, " 3"]]
 """A processed picture: `pixel_values` and its grid (time, height, width) in patches."""
 
 
@@ -38,20 +35,22 @@ def key(picture: Picture | Sized) -> Hashable:
     return picture if isinstance(picture, bytes) else id(picture)
 
 
-def as_on_the_card(picture: Picture | Sized, item: str) -> Image.Image:
-    """The picture as qwen-vl-utils hands it to the image processor. Raises ItemError."""
+def as_on_the_card(picture: Picture | Sized, item: str, patch: int) -> Image.Image:
+    """The picture as qwen-vl-utils hands it to the image processor: sides are multiples of two patches of so
+    many pixels. Raises ItemError.
+    """
     plain, limits = _parts(picture)
     with opened(plain, item) as image:
-        return _fetched(image, limits, item)
+        return _fetched(image, limits, item, patch)
 
 
 def _parts(picture: Picture | Sized) -> tuple[Picture, tuple[tuple[str, int], ...]]:
     return (picture.picture, picture.limits) if isinstance(picture, Sized) else (picture, ())
 
 
-def _fetched(image: Image.Image, limits: tuple[tuple[str, int], ...], item: str) -> Image.Image:
+def _fetched(image: Image.Image, limits: tuple[tuple[str, int], ...], item: str, patch: int) -> Image.Image:
     try:
-        return fetch_image({"image": image, **dict(limits)})
+        return fetch_image({"image": image, **dict(limits)}, image_patch_size=patch)
     except (ValueError, AssertionError) as error:  # of its smart_resize
         raise ItemError(item, f"picture does not fit {dict(limits)} ({error})") from None
 
@@ -59,12 +58,14 @@ def _fetched(image: Image.Image, limits: tuple[tuple[str, int], ...], item: str)
 class Pixels:
     """Pictures after qwen-vl-utils and an image processor, kept by content until `limit` bytes are full.
 
-    They do not depend on a model's weights, so they stay right while it learns. With a `thumbnail_size` in
+    They do not depend on a model's weights, so they stay right while it learns. `options` go to the image
+    processor. With a `thumbnail_size` in
     pixels, JPEGs of newly opened pictures gather in `thumbnails`, for a picture is costly to open twice.
     """
 
-    def __init__(self, image_processor, limit: int = LIMIT):
+    def __init__(self, image_processor, limit: int = LIMIT, options: Mapping[str, bool] | None = None):
         self.image_processor, self.limit, self.size = image_processor, limit, 0
+        self.options = dict(options or {})
         self._kept: dict[Hashable, Pixel] = {}
         self._lock = threading.Lock()
         self.thumbnail_size: int | None = None
@@ -102,7 +103,10 @@ class Pixels:
         if hasattr(plain, "identity") and (kept := self._kept.get((plain.identity, limits))):
             return int(kept[1].prod()) // merge
         try:
-            height, width = _size_on_the_card(plain, dict(limits))
+            patch = self.image_processor.patch_size
+            height, width = _size_on_the_card(plain, dict(limits), patch * SPATIAL_MERGE_SIZE)
+            if not self.options.get("do_resize", True):
+                return (height // patch) * (width // patch) // merge
             return self.image_processor.get_number_of_image_patches(height, width) // merge
         except (OSError, ValueError, AssertionError, Image.DecompressionBombError):
             return 0
@@ -110,7 +114,7 @@ class Pixels:
     def _process(self, images: list[Image.Image]) -> list[Pixel]:
         if not images:
             return []
-        output = self.image_processor(images=images, return_tensors="pt")
+        output = self.image_processor(images=images, return_tensors="pt", **self.options)
         sizes = output["image_grid_thw"].prod(-1).tolist()
         return list(zip(output["pixel_values"].split(sizes), output["image_grid_thw"], strict=True))
 
@@ -126,15 +130,15 @@ class Pixels:
             if self.thumbnail_size:
                 self.thumbnails[own] = jpeg(image, item, self.thumbnail_size)
             told = told_identity(plain) or pixels_identity(image)
-            return (told, limits), _fetched(image, limits, item)
+            return (told, limits), _fetched(image, limits, item, self.image_processor.patch_size)
 
 
-def _size_on_the_card(picture: Picture, limits: dict[str, int]) -> tuple[int, int]:
-    """Height and width as `fetch_image` makes them."""
+def _size_on_the_card(picture: Picture, limits: dict[str, int], factor: int) -> tuple[int, int]:
+    """Height and width as `fetch_image` makes them, multiples of `factor`."""
     if "resized_height" in limits:
-        return smart_resize(limits["resized_height"], limits["resized_width"], FACTOR)
+        return smart_resize(limits["resized_height"], limits["resized_width"], factor)
     width, height = _size(picture)
-    return smart_resize(height, width, FACTOR, limits.get("min_pixels"), limits.get("max_pixels"))
+    return smart_resize(height, width, factor, limits.get("min_pixels"), limits.get("max_pixels"))
 
 
 def _size(picture: Picture) -> tuple[int, int]:

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchEncoding, DynamicCache
 
-from coral_lab.models.forward import call_cost, tokenize
+from coral_lab.models.forward import call_cost, forward, tokenize
 from coral_lab.models.inputs import Prompt
 from coral_lab.models.last_layer import only_last
 from coral_lab.models.loading import Model
@@ -35,8 +35,10 @@ def forward_last(
     for rounding.
 
     `batch` is as `tokenize` makes it. A row shorter than `count` begins with states of its padding, which
-    mean nothing.
+    mean nothing. A model that is not `quick` reads everything.
     """
+    if not model.quick:
+        return forward(model, prompts, vision, batch)[:, -count:]
     rows = _rows(model, prompts, vision, batch)
     order: list[int] = []
     states: list[Tensor] = []

@@ -10,16 +10,15 @@ from typing import Any
 import torch
 from PIL import Image
 from transformers import (
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLProcessor,
+    PreTrainedConfig,
     Qwen2Tokenizer,
     Qwen2VLImageProcessor,
     Qwen2VLImageProcessorPil,
-    Qwen2VLVideoProcessor,
     TokenizersBackend,
 )
 
 from coral_lab.errors import CheckpointError
+from coral_lab.models.families import Family, Processor, family_of
 from coral_lab.models.folder_files import brief, look_over, read_json, refused
 from coral_lab.models.templates import render
 from coral_lab.models.tokenizer_files import check_tokenizer
@@ -48,28 +47,30 @@ def has_processor(folder: Path) -> bool:
     return settings and (folder / "tokenizer_config.json").is_file()
 
 
-def processor_of(folder: Path, config: Qwen2_5_VLConfig) -> Qwen2_5_VLProcessor:
+def processor_of(folder: Path, config: PreTrainedConfig) -> Processor:
     """The processor in a folder, for a network of that config. Raises CheckpointError for one that does not
     work or that belongs to another model.
     """
     look_over(folder)
-    settings = _optional(folder / "processor_config.json")
-    kind = settings.get("processor_class") or "Qwen2_5_VLProcessor"
-    if kind != "Qwen2_5_VLProcessor":
-        raise refused(folder, brief(f"has a {kind}", 120), "coral_lab reads Qwen2_5_VLProcessor only")
+    family, settings = family_of(config), _optional(folder / "processor_config.json")
+    wanted = family.processor.__name__
+    kind = settings.get("processor_class") or wanted
+    if kind != wanted:
+        way = f"coral_lab reads {wanted} only" + ("" if family.quick else f" with {family.title}")
+        raise refused(folder, brief(f"has a {kind}", 120), way)
     pictures = settings.get("image_processor") or read_json(folder / "preprocessor_config.json")
     video = settings.get("video_processor") or _optional(folder / "video_preprocessor_config.json")
     with _blaming(folder, "has no working processor, by its tokenizer"):
         tokenizer = _tokenizer(folder, config)
     with _blaming(folder, "has no working processor, by its settings for pictures"):
-        processor = Qwen2_5_VLProcessor(
+        processor = family.processor(
             _picture_processor(pictures),
             tokenizer,
-            Qwen2VLVideoProcessor.from_dict(_own(video or pictures)),
+            family.video_processor.from_dict(_own(video or pictures)),
             chat_template=_template(folder, settings) or tokenizer.chat_template,
         )
     with _blaming(folder, "has no working processor"):
-        _try(processor, config)
+        _try(processor, config, family)
     return processor
 
 
@@ -84,8 +85,8 @@ def _blaming(folder: Path, problem: str) -> Iterator[None]:
         raise refused(folder, f"{problem}: {brief(error)}", AGAIN) from error
 
 
-def _tokenizer(folder: Path, config: Qwen2_5_VLConfig) -> Any:
-    text_config: Any = config.text_config
+def _tokenizer(folder: Path, config: Any) -> Any:
+    text_config = config.text_config
     kinds = {"Qwen2Tokenizer": Qwen2Tokenizer, "TokenizersBackend": TokenizersBackend}
     kind = kinds[check_tokenizer(folder, text_config.vocab_size)]
     tokenizer = kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
@@ -119,13 +120,12 @@ def _own(settings: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name not in names}
 
 
-def _try(processor: Qwen2_5_VLProcessor, config: Qwen2_5_VLConfig) -> None:
+def _try(processor: Processor, config: Any, family: Family) -> None:
     """One small picture and a word. Raises ValueError for what does not fit the network."""
     if not isinstance(processor.chat_template, str) or not processor.chat_template:
         raise ValueError("there is no chat template, or more than one")
     pictures: Any = processor.image_processor
-    vision: Any = config.vision_config
-    text_config: Any = config.text_config
+    vision, text_config = config.vision_config, config.text_config
     for name, wanted in (
         ("patch_size", vision.patch_size),
         ("temporal_patch_size", vision.temporal_patch_size),
@@ -140,8 +140,9 @@ def _try(processor: Qwen2_5_VLProcessor, config: Qwen2_5_VLConfig) -> None:
     if largest >= text_config.vocab_size:
         raise ValueError(f"its tokens go to {largest}, the network's to {text_config.vocab_size - 1}")
     text = render(processor.chat_template, [MESSAGE], processor.tokenizer.special_tokens_map)
-    inputs = processor(
-        text=[text, "a"], images=[Image.new("RGB", (56, 56))], padding=True, return_tensors="pt"
+    picture = Image.new("RGB", (4 * vision.patch_size, 4 * vision.patch_size))
+    inputs: Any = processor(
+        text=[text, "a"], images=[picture], padding=True, return_tensors="pt", **family.pictures
     )
     expected = int(inputs["image_grid_thw"].prod()) // vision.spatial_merge_size**2
     found = int((inputs["input_ids"] == config.image_token_id).sum())

@@ -77,8 +77,9 @@ def _is_quantized(tensor: Any) -> bool:
 
 
 def give_back() -> None:
-    """Hand the system what malloc keeps of weights that were read and quantised: in CORAL's layers up to
-    as much again as the integers take. Only glibc has a call for it.
+    """Hand the system what malloc keeps of what is gone: of weights that were read and quantised up to as
+    much again as the integers take, of layers whose states are not kept a GB of the 3B's. Only glibc has a
+    call for it.
     """
     if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "malloc_trim"):
         ctypes.CDLL(None).malloc_trim(0)

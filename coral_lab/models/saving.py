@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from torch import Tensor
+
 from coral_lab.errors import one_line
 from coral_lab.models import quantizing
 from coral_lab.models.loading import Model
@@ -15,19 +17,25 @@ from coral_lab.sources.files import check_target, output_folder, write_text
 MARK = "<!-- written by coral_lab; replace it, and it stays yours -->"
 
 
-def save(model: Model, folder: str | os.PathLike, facts: Mapping[str, object] | None = None) -> None:
+def save(
+    model: Model,
+    folder: str | os.PathLike,
+    facts: Mapping[str, object] | None = None,
+    weights: Mapping[str, Tensor] | None = None,
+) -> None:
     """Write a checkpoint that transformers, coral_lab and `SentenceTransformer(folder)` all load by its
     path alone.
 
     With LoRA adapters only these are written; `load` merges them into the model they were trained on. Beside
     it goes a model card, `README.md`, with `facts` such as how it was trained; one that somebody else wrote
-    stays. Raises ValueError for a link in a file's place, and for a quantised model.
+    stays. `weights` stand for the network's own where these are sharded. Raises ValueError for a link in a
+    file's place, and for a quantised model.
     """
     quantizing.check_whole(model.network, model.name, "saved")
     folder = output_folder(folder)
     adapter = getattr(model.network, "_hf_peft_config_loaded", False)
     with TemporaryDirectory(prefix=".", suffix=".part", dir=folder) as made:
-        model.network.save_pretrained(made)
+        model.network.save_pretrained(made, state_dict=dict(weights) if weights else None)
         model.processor.save_pretrained(made)
         _move(Path(made), folder)
     card = folder / "README.md"
@@ -79,13 +87,14 @@ def model_card(model: Model, name: str, facts: Mapping[str, object], adapter: bo
     }
     rows = "\n".join(f"| {key} | {one_line(str(value), 10_000)} |" for key, value in known.items())
     peers = "" if adapter else SENTENCE_TRANSFORMERS
-    return CARD.format(name=name, mark=MARK, rows=rows, peers=peers)
+    kind = model.network.config.model_type
+    return CARD.format(name=name, mark=MARK, kind=kind, rows=rows, peers=peers)
 
 
 CARD = """---
 library_name: transformers
 pipeline_tag: feature-extraction
-tags: [multimodal-retrieval, interleaved-queries, qwen2_5_vl, coral]
+tags: [multimodal-retrieval, interleaved-queries, {kind}, coral]
 ---
 {mark}
 # {name}
@@ -102,7 +111,13 @@ import coral_lab as cl
 model = cl.load("path/to/{name}")
 embeddings = cl.encode(model, [product, query])
 ```
-{peers}"""
+{peers}
+## Citation
+
+The task, the dataset and the objective are of: W. Chow et al., *MERIT: Multilingual Semantic Retrieval with
+Interleaved Multi-Condition Query*, NeurIPS 2025, [arXiv 2506.03144](https://arxiv.org/abs/2506.03144). This
+model was trained and measured by coral_lab, not by its authors.
+"""
 
 SENTENCE_TRANSFORMERS = """
 `SentenceTransformer("path/to/this/folder")` loads it too, and pools the same token (`modules.json`).

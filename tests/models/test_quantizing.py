@@ -23,7 +23,8 @@ from coral_lab.models.saving import save
 from coral_lab.retrieval import Index
 from coral_lab.store import fingerprints
 from coral_lab.study.comparison import judged
-from coral_lab.training.loop import TrainConfig, train_loop
+from coral_lab.training.config import TrainConfig
+from coral_lab.training.loop import train_loop
 from coral_lab.training.lora import add_lora
 
 pytest.importorskip("torchao")
