@@ -60,7 +60,7 @@ wheel:
 
 # Side-by-side timings and memory into benchmarks/README.md, on an idle machine; PROFILE=1 names the top costs as well.
 bench: .venv/ready
-	set -e; for name in encode encode_large "encode_large orders" quick_path quantize sweeps search "search mapped" projection training objective "objective memory" store widget \
+	set -e; for name in encode encode_large "encode_large orders" quick_path quantize sweeps search "search mapped" projection training objective "objective memory" train_memory train_costs store widget \
 	  startup beside; do echo "== $$name"; .venv/bin/python benchmarks/$${name%% *}.py $${name#$${name%% *}}; done
 
 # Small changes to single expressions, a sample of COUNT drawn by SEED, that the tests of their own file should notice; about
@@ -71,7 +71,7 @@ mutants: .venv/ready
 
 # Trains coral-mini again, from scratch, every stage in turn; goes on where it was stopped.
 mini: .venv/ready
-	$(RUN) coral_lab.cli train --stage all --out build
+	$(RUN) coral_lab.cli mini --stage all --out build
 
 # Installing again happens only when pyproject.toml has changed: after that no network is needed. A torch that is in .venv
 # already (for CPU only, say) stays. Bytecode is compiled by all cores, not by pip one file after another; some packages

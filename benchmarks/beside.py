@@ -21,19 +21,21 @@ def measure() -> dict[str, list[float]]:
     """Seconds for 300 queries, for 60 searches by hand, and for a training step of 64 pairs."""
     import coral_lab as cl
     from coral_lab.mini.pairs import mini_pairs
-    from coral_lab.training.contrastive import gradients, make_batch
+    from coral_lab.training.batches import make_batch
+    from coral_lab.training.contrastive import gradients
+    from coral_lab.training.learner import Learner
     from coral_lab.training.pairs import pair_sampler
     from coral_lab.training.reconstruction import CONTRASTIVE, decoders
 
     model, shop = cl.load("mini"), cl.dataset("mini")
     quiet = cl.Settings(progress=False, store="")
     pool = cl.index(model, shop.products[:1000], settings=quiet)
-    heads = decoders(model, CONTRASTIVE)
+    learner = Learner(model, decoders(model, CONTRASTIVE), CONTRASTIVE)
     batch = make_batch(model, pair_sampler(shop, mini_pairs(shop), 64, 10)(0))
     works = {
         "300 queries": lambda: cl.encode(model, shop.queries[:300], settings=quiet),
         "60 searches": lambda: [pool.search(query) for query in shop.queries[:60]],
-        "a step of 64 pairs": lambda: gradients(model, heads, batch, CONTRASTIVE),
+        "a step of 64 pairs": lambda: gradients(learner, batch),
     }
     found = {}
     for name, work in works.items():

@@ -14,7 +14,9 @@ from table import keep, megabytes, ratios, row
 
 from coral_lab import dataset, load
 from coral_lab.mini.pairs import mini_pairs
-from coral_lab.training.contrastive import gradients, make_batch
+from coral_lab.training.batches import make_batch
+from coral_lab.training.contrastive import gradients
+from coral_lab.training.learner import Learner
 from coral_lab.training.pairs import pair_sampler
 from coral_lab.training.reconstruction import CONTRASTIVE, Coral, decoders
 
@@ -27,15 +29,15 @@ def timings() -> list[dict]:
     shop, model = dataset("mini", "val"), load("mini-base")
     model.network.train()
     pairs = pair_sampler(shop, mini_pairs(shop), 128, 10)
-    heads = {name: decoders(model, coral) for name, coral in OBJECTIVES.items()}
+    learners = {name: Learner(model, decoders(model, coral), coral) for name, coral in OBJECTIVES.items()}
     seconds = {name: [] for name in OBJECTIVES}
     for run in range(RUNS + 1):
         batch = make_batch(model, pairs(run), 1024, augmented=True)
         model.pixels((picture, prompt.name) for prompt in batch.prompts for picture in prompt.pictures)
-        for name, coral in OBJECTIVES.items():
+        for name, learner in learners.items():
             model.network.zero_grad()
             started = time.perf_counter()
-            gradients(model, heads[name], batch, coral)
+            gradients(learner, batch)
             if run:  # the first is warm-up
                 seconds[name].append(time.perf_counter() - started)
     rows = [row(f"{name} step of 128 pairs, s", values) for name, values in seconds.items()]
@@ -54,7 +56,7 @@ def peak(pairs: int) -> dict[str, float]:
     found = {"before": megabytes("VmHWM")}
     torch.manual_seed(0)
     batch = make_batch(model, sampler(0), heads.longest, augmented=True)
-    gradients(model, heads, batch, coral, CHUNK)
+    gradients(Learner(model, heads, coral), batch, CHUNK)
     return found | {"step": megabytes("VmHWM")}
 
 

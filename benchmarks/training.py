@@ -21,8 +21,11 @@ from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
 from coral_lab import Product, dataset, load, messages
 from coral_lab.sources.package_files import shipped
-from coral_lab.training.contrastive import Pair, StepConfig, contrastive_objective
-from coral_lab.training.loop import TrainConfig, learning_rate, train_loop
+from coral_lab.training.batches import Pair, make_batch
+from coral_lab.training.config import TrainConfig, learning_rate
+from coral_lab.training.contrastive import contrastive_objective
+from coral_lab.training.learner import Learner
+from coral_lab.training.loop import train_loop
 from coral_lab.training.pairs import pair_sampler, plain_pairs
 from coral_lab.training.reconstruction import CONTRASTIVE, decoders
 
@@ -92,7 +95,8 @@ def learn(pairs: Callable[[int], list[Pair]], seen: bool, before: Callable[[int]
             for product in (*pair.query.references, pair.positive)
         ]
         model.pixels((product.image, product.id) for product in products)
-    own = contrastive_objective(model, decoders(model, CONTRASTIVE), pairs, StepConfig(CONTRASTIVE))
+    learner = Learner(model, decoders(model, CONTRASTIVE), CONTRASTIVE)
+    own = contrastive_objective(learner, lambda step: make_batch(model, pairs(step)))
 
     def objective(step: int):
         before(step)

@@ -42,6 +42,10 @@ class HubError(WorkbenchError):
     """A repository on the hub that cannot be had."""
 
 
+class ProcessError(WorkbenchError):
+    """Another of the processes that work together ended."""
+
+
 class StoreError(WorkbenchError):
     """A store that cannot be used."""
 

@@ -61,8 +61,11 @@ from coral_lab.replication.cells import compare_arms, read_results, results_file
 from coral_lab.replication.experiments import ARMS
 from coral_lab.sources import shipped
 from coral_lab.study.plots import curves
-from coral_lab.training.contrastive import StepConfig, contrastive_objective, gradients, make_batch
-from coral_lab.training.loop import TrainConfig, train_loop
+from coral_lab.training.batches import make_batch
+from coral_lab.training.config import TrainConfig
+from coral_lab.training.contrastive import contrastive_objective, gradients
+from coral_lab.training.learner import Learner
+from coral_lab.training.loop import train_loop
 from coral_lab.training.losses import info_nce, masked_language_modelling, vision_reconstruction
 from coral_lab.training.pairs import pair_sampler
 from coral_lab.training.rebuilding import rebuild
@@ -182,7 +185,7 @@ shuffled = make_batch(
 )
 shuffled = type(batch)(shuffled.queries, batch.positives, (), batch.also_positive, batch.draws)
 told = {
-    name: gradients(model, trained, b, Coral())
+    name: gradients(Learner(model, trained, Coral()), b)
     for name, b in {"its query": batch, "another query": shuffled}.items()
 }
 model.network.zero_grad()
@@ -205,13 +208,13 @@ print(f"and {gain['reg language']:.0%} of the language loss.")
 # %%
 def gradient(chunk):
     model.network.zero_grad()
-    terms = gradients(model, trained, batch, Coral(), chunk)
+    terms = gradients(Learner(model, trained, Coral()), batch, chunk)
     return terms, torch.cat([p.grad.flatten() for p in model.network.parameters()])
 
 
 (whole, expected), (parts, found) = gradient(None), gradient(8)
 print(f"largest difference {(found - expected).abs().max():.1e}, largest gradient {expected.abs().max():.1e}")
-pd.DataFrame({"at once": whole, "8 at a time": parts}).round(5)
+pd.DataFrame({"at once": whole, "8 at a time": parts}).drop("padding").round(5)
 
 # %% [markdown]
 # ## 6. A short run, live
@@ -229,7 +232,9 @@ live
 # %%
 with tempfile.TemporaryDirectory() as folder:
     config = TrainConfig(steps=STEPS, learning_rate=2e-3, warmup=5, seed=SEED)
-    objective = contrastive_objective(start, heads, lambda step: few, StepConfig(coral))
+    objective = contrastive_objective(
+        Learner(start, heads, coral), lambda step: make_batch(start, few, heads.longest)
+    )
     train_loop(start, objective, config, folder, decoders=heads, on_step=live)
 first, last = live.rows[0], live.rows[-1]
 print(
@@ -320,7 +325,7 @@ print(f"the two are {'told apart' if p < 0.05 else 'not told apart'} at this sca
 # - Both reconstructions hide half, so a decoder can do much without h_eos. Look at what the *vector* saves
 #   (section 4),
 #   not at the loss alone.
-# - A weight of 0 switches a term off: `coral-lab train --stage coral --vision 0 …`.
+# - A weight of 0 switches a term off: `coral-lab train --vision 0 …`.
 #
 # **Exercise.** Train from the base with `--lambda2 0` (L_reg only) for 200 steps, then with `--lambda1 0`.
 # Which of the two makes the *query's* vector tell more (section 4)? Predict first.

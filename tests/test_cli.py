@@ -11,8 +11,10 @@ import pytest
 from coral_lab import encode, load
 from coral_lab.cli import main, measuring
 from coral_lab.mini.demo import demo
+from coral_lab.mini.merit_mini import catalogue
 from coral_lab.replication import experiments, reproduce_page, reproducing
 from coral_lab.sources import hub
+from coral_lab.sources.writing import write_merit
 
 
 def test_evaluate_writes_metrics_run_and_breakdown(random_folder, tmp_path, capsys):
@@ -149,6 +151,9 @@ def test_what_is_said_of_data_steers_no_terminal(monkeypatch, capsys, tmp_path):
     assert all(c.isprintable() or c == "\n" for c in said.out + said.err)
 
 
+TRAIN = ["train", "--model", "mini-base", "--data", "mini", "--split", "val", "--out", "nowhere"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -157,11 +162,23 @@ def test_what_is_said_of_data_steers_no_terminal(monkeypatch, capsys, tmp_path):
         (["download"], "nothing to download"),
         (["evaluate", "--split", "best"], "the splits are train, test, val"),
         (["encode", "--out", "e.txt"], "end it in .npy or .parquet"),
-        (["train", "--stage", "contrastive", "--out", "nowhere"], "starts from a model"),
+        (["mini", "--stage", "contrastive", "--out", "nowhere"], "starts from a model"),
         (
-            ["train", "--stage", "all", "--lora", "4", "--vision", "0", "--out", "nowhere"],
+            ["mini", "--stage", "all", "--lora", "4", "--vision", "0", "--out", "nowhere"],
             "takes no lora, vision",
         ),
+        (["train", "--out", "nowhere"], "--model and --data are needed"),
+        ([*TRAIN, "--steps", "1", "--epochs", "1"], "steps is 1 and epochs 1.0; give one of the two"),
+        (TRAIN, "steps is 0 and learning_rate 1e-05; both must be positive"),
+        ([*TRAIN, "--steps", "1", "--batches", "odd"], "batches is 'odd'; use mixed or closer"),
+        ([*TRAIN, "--steps", "1", "--push-to-hub", "nobody"], "'nobody' is no hub id; give OWNER/NAME"),
+        ([*TRAIN, "--steps", "1", "--lora", "2", "--lora-targets", "x_proj"], "targets are x_proj"),
+        ([*TRAIN, "--steps", "1", "--dtype", "bfloat16"], "would learn in bfloat16"),
+        ([*TRAIN, "--steps", "1", "--pixels", "10"], "give 784 or more"),
+        ([*TRAIN, "--steps", "1", "--shard"], "there is one process, and nothing to shard over"),
+        ([*TRAIN, "--steps", "1", "--patience", "2"], "nothing is evaluated; hold queries out"),
+        ([*TRAIN, "--steps", "1", "--tracker", "pen"], "tracker is 'pen'; use tensorboard or wandb"),
+        ([*TRAIN, "--steps", "1", "--batch-size", "501"], "a batch of 501 from the 500 queries"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(arguments, says, capsys, tmp_path, monkeypatch):
@@ -176,5 +193,35 @@ def test_the_module_runs_and_help_is_quick():
     ran = subprocess.run(
         [sys.executable, "-m", "coral_lab.cli", "--help"], capture_output=True, text=True, check=True
     )
-    for command in ("demo", "evaluate", "encode", "train", "data", "download"):
+    for command in ("demo", "evaluate", "encode", "train", "mini", "data", "download"):
         assert command in ran.stdout
+
+
+def test_a_model_is_trained_on_a_folder_of_merits_files_and_goes_on(random_folder, tmp_path, capsys):
+    """From the command line, through a file of options; what is given on the line wins."""
+    file, out, data = tmp_path / "mine.toml", tmp_path / "out", tmp_path / "merit"
+    write_merit(catalogue("mini", "val"), data, "train", limit=12)
+    file.write_text(
+        f"model = {str(random_folder)!r}\ndata = {str(data)!r}\nobjective = 'contrastive'\nsteps = 1\n"
+        "batch_size = 4\nlora = 2\nlora_targets = ['q_proj']\ncheckpointing = true\nlearning_rate = 1",
+        encoding="utf-8",
+    )
+    given = [
+        "train",
+        "--config",
+        str(file),
+        "--out",
+        str(out),
+        "--learning-rate",
+        "0.001",
+        "--negatives",
+        "1",
+    ]
+    assert main([*given, "--pixels", "6272", "--freeze-vision", "--batches", "mixed"]) == 0
+    assert "saved in" in capsys.readouterr().out
+    assert {"adapter_model.safetensors", "log.csv", "state-00000001"} <= {f.name for f in out.iterdir()}
+    assert "learning_rate 0.001" in (out / "README.md").read_text(encoding="utf-8")
+    model = load(out, device="cpu")
+    assert model.processor.image_processor.size["longest_edge"] == 6272
+    assert main([*given, "--pixels", "6272", "--freeze-vision", "--batches", "closer"]) == 2
+    assert "was made with batches mixed, and now it is closer" in capsys.readouterr().err

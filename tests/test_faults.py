@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from coral_lab import Product, Query, Settings, cli, encode, index, load
-from coral_lab.cli import making, measuring
+from coral_lab.cli import learning, measuring
 from coral_lab.errors import ItemError
 from coral_lab.results import Gallery
 from coral_lab.study import geometry
@@ -165,8 +165,8 @@ def test_what_cannot_be_is_told_in_a_line_before_anything_is_encoded(
 def test_a_folder_is_a_folder_whatever_its_name(name, tmp_path, monkeypatch):
     (tmp_path / name).mkdir()
     asked = []
-    monkeypatch.setattr(making, "train", asked.append)
-    assert cli.main(["train", "--stage", "base", "--out", str(tmp_path / name)]) == 0
+    monkeypatch.setattr(learning, "mini", asked.append)
+    assert cli.main(["mini", "--stage", "base", "--out", str(tmp_path / name)]) == 0
     assert len(asked) == 1
 
 

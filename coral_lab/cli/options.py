@@ -1,5 +1,6 @@
 """What several commands do with the options they share."""
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -46,3 +47,9 @@ def say(text: object) -> None:
 
 def make_parent(file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
+
+
+def positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no number from 1 on")
+    return int(text)

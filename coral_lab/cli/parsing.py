@@ -5,7 +5,8 @@ import sys
 from io import TextIOWrapper
 from pathlib import Path
 
-from coral_lab.cli import making, measuring
+from coral_lab.cli import learning, making, measuring
+from coral_lab.cli.options import positive
 from coral_lab.errors import WorkbenchError, one_line
 from coral_lab.sources.files import check_can_be_written
 
@@ -64,29 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_model_and_data(encode)
     encode.add_argument("--out", required=True, type=Path, help="FILE.npy or FILE.parquet")
 
-    train = commands.add_parser("train", help="train a stage on MERIT-mini; goes on where it was stopped")
-    train.set_defaults(command=making.train, into_folder=True)
-    train.add_argument(
-        "--stage",
-        required=True,
-        choices=("base", "answers", "contrastive", "coral", "all"),
-        help="all makes coral-mini from scratch, each stage in a folder below --out",
-    )
-    train.add_argument("--model", help="where to start; base starts from scratch without")
-    train.add_argument("--out", required=True, type=Path)
-    for name, kind in making.CONFIG.items():
-        train.add_argument(f"--{name.replace('_', '-')}", type=kind)
-    for name in making.CORAL:
-        train.add_argument(
-            f"--{name.replace('_', '-')}", type=float, help="see coral_lab.training.reconstruction.Coral"
-        )
-    train.add_argument("--batch-size", type=_positive, help="pairs a step; 128 by default")
-    train.add_argument(
-        "--chunk", type=_positive, help="pairs in memory at a time (GradCache); all by default"
-    )
-    train.add_argument("--negatives", type=int, help="hard negatives a query; none by default")
-    train.add_argument("--lora", type=_positive, metavar="RANK", help="train adapters of this rank only")
-    train.add_argument("--device", help="cuda, mps or cpu; the best one there is by default")
+    learning.add_to(commands)
 
     experiment = commands.add_parser(
         "experiment", help="measure what the findings rest on; each cell once, kept in a folder"
@@ -94,14 +73,14 @@ def _parser() -> argparse.ArgumentParser:
     experiment.set_defaults(command=measuring.experiment, into_folder=True)
     experiment.add_argument("name", choices=[*measuring.TRAINED, *measuring.ASKED])
     trained = experiment.add_argument_group(f"for what is trained: {', '.join(measuring.TRAINED)}")
-    trained.add_argument("--seeds", type=_positive, help="3 by default")
-    trained.add_argument("--steps", type=_positive, help="100 by default")
+    trained.add_argument("--seeds", type=positive, help="3 by default")
+    trained.add_argument("--steps", type=positive, help="100 by default")
     trained.add_argument("--start", metavar="MODEL", help="where training starts; mini-base by default")
     trained.add_argument("--arms", nargs="+", metavar="ARM", help="all of them by default")
     asked = experiment.add_argument_group(f"for what is only asked: {', '.join(measuring.ASKED)}")
     asked.add_argument("--models", nargs="+", metavar="MODEL", help="the three shipped by default")
     asked.add_argument("--data", help="mini by default; see evaluate")
-    asked.add_argument("--limit", type=_positive, help="only the first so many queries")
+    asked.add_argument("--limit", type=positive, help="only the first so many queries")
     experiment.add_argument("--out", type=Path, help="where results are kept; build/results by default")
 
     report = commands.add_parser("report", help="one offline HTML page about a checkpoint")
@@ -123,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     reproduce.add_argument(
         "--crossed", action="store_true", help="pixels and dtype also in every combination with the others"
     )
-    reproduce.add_argument("--pixels", type=_positive, help="a picture's pixels in the other budget")
+    reproduce.add_argument("--pixels", type=positive, help="a picture's pixels in the other budget")
     reproduce.add_argument("--out", default="build/reproduce", type=Path, help="a folder; it goes on there")
 
     device = commands.add_parser(
@@ -145,7 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     data = commands.add_parser("data", help="write MERIT-mini in MERIT's file formats")
     data.set_defaults(command=making.write_data, into_folder=True)
     data.add_argument("--out", required=True, type=Path)
-    data.add_argument("--limit", type=_positive, help="only so many queries a split, and their products")
+    data.add_argument("--limit", type=positive, help="only so many queries a split, and their products")
 
     notebooks = commands.add_parser("notebooks", help="write the notebooks into a folder of your own")
     notebooks.set_defaults(command=making.write_notebooks, into_folder=True)
@@ -169,10 +148,8 @@ def _add_model_and_data(parser: argparse.ArgumentParser, reproducing: bool = Fal
     parser.add_argument("--offline", action="store_true", help="use only what was downloaded before")
     parser.add_argument("--device", help="cuda, mps or cpu; the best one there is by default")
     parser.add_argument("--data", default="mini", help="mini, a folder of MERIT's files or a hub id")
-    parser.add_argument(
-        "--limit", type=_positive, help="only the first so many queries (products for encode)"
-    )
-    parser.add_argument("--batch-size", type=_positive, default=32)
+    parser.add_argument("--limit", type=positive, help="only the first so many queries (products for encode)")
+    parser.add_argument("--batch-size", type=positive, default=32)
     if not reproducing:
         parser.add_argument("--dtype", help="float32, bfloat16 or float16")
         parser.add_argument("--quantize", help="int8: weights in eight bits")
@@ -184,9 +161,3 @@ def _add_model_and_data(parser: argparse.ArgumentParser, reproducing: bool = Fal
         default="raise",
         help="skip and list what cannot be used, or stop",
     )
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is no number from 1 on")
-    return int(text)

@@ -13,7 +13,7 @@ from coral_lab.mini.queries import stated
 from coral_lab.mini.titles import ATTRIBUTES, retitle, shown
 from coral_lab.prompts import LANGUAGES
 from coral_lab.query import Dataset, Product, Query
-from coral_lab.training.contrastive import Pair
+from coral_lab.training.batches import Pair
 from coral_lab.training.pairs import MakePair, hard_negatives
 
 TRANSLATED = 0.5  # share of products whose title is put in another language

@@ -35,9 +35,9 @@ from coral_lab.models.loading import Model, best_device, load
 from coral_lab.prompts import LANGUAGES, parts
 from coral_lab.query import Dataset, Product, Query
 from coral_lab.training import distributed
-from coral_lab.training.contrastive import StepConfig
+from coral_lab.training.config import StepConfig, TrainConfig
 from coral_lab.training.from_data import OBJECTIVES, train_pairs
-from coral_lab.training.loop import Objective, Step, TrainConfig, backward, train_loop
+from coral_lab.training.loop import Objective, Step, backward, train_loop
 from coral_lab.training.lora import add_lora
 
 

@@ -22,8 +22,10 @@ from coral_lab.replication.device_bench import (
     room,
     timed,
 )
-from coral_lab.training.contrastive import Pair, StepConfig, contrastive_objective
-from coral_lab.training.loop import TrainConfig
+from coral_lab.training.batches import Pair, make_batch
+from coral_lab.training.config import TrainConfig
+from coral_lab.training.contrastive import gradients
+from coral_lab.training.learner import Learner
 from coral_lab.training.lora import add_lora
 from coral_lab.training.reconstruction import CONTRASTIVE, CORAL, Coral, decoders
 
@@ -142,15 +144,15 @@ def _step(model: Model, mode: Mode, pairs: int) -> dict[str, float]:
     shown = products(pairs)
     batch = [Pair(query_over(shown, i), shown[i]) for i in range(pairs)]
     autocast = TrainConfig(steps=1, precision=mode.precision).autocast(model.device)
-    config = StepConfig(mode.coral, batch_size=pairs, chunk=mode.chunk)
-    objective = contrastive_objective(model, heads, lambda step: batch, config, autocast)
+    learner = Learner(model, heads, mode.coral)
     modules = (model.network, heads)
     learning = [p for module in modules for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(learning, lr=1e-5)
     model.network.train()
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)  # what is hidden is drawn on the CPU
-        terms = dict(objective(0).terms)
+        made = make_batch(model, batch, heads.longest)
+        terms = gradients(learner, made, mode.chunk, autocast)
     terms["gradient norm"] = torch.nn.utils.clip_grad_norm_(learning, 1.0).item()
     optimizer.step()
     optimizer.zero_grad()

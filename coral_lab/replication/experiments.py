@@ -27,9 +27,8 @@ from coral_lab.store import fingerprints
 from coral_lab.study.edits import AS_ASKED, dropped, shown_by, swapped
 from coral_lab.study.error_analysis import mistakes
 from coral_lab.study.sweeps import sweep
-from coral_lab.training.contrastive import StepConfig
+from coral_lab.training.config import StepConfig, TrainConfig
 from coral_lab.training.from_data import train_pairs
-from coral_lab.training.loop import TrainConfig
 from coral_lab.training.lora import add_lora
 from coral_lab.training.reconstruction import CONTRASTIVE, Coral
 

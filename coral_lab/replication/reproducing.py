@@ -10,7 +10,6 @@ changed one at a time unless every combination is asked for.
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from copy import copy, deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
@@ -28,7 +27,7 @@ from coral_lab.errors import one_line
 from coral_lab.evaluation import Result, asked
 from coral_lab.images import digest
 from coral_lab.models.inputs import prompt
-from coral_lab.models.loading import Model, load
+from coral_lab.models.loading import Model, load, with_most_pixels
 from coral_lab.models.pixels import Pixels
 from coral_lab.query import Dataset
 from coral_lab.replication.cells import provenance
@@ -230,22 +229,13 @@ def _rank_all(
             if model is None or str(model.dtype) != f"torch.{dtype}":
                 model = None
                 model = matrix.loaded(dtype)
-            looking = _with_most_pixels(model, pixels)
+            looking = with_most_pixels(model, pixels)
             looking.__dict__["pixels"] = seen.setdefault(pixels, looking.pixels)
             looking.pixels.limit = PICTURES
             pool = (dtype, pixels), index(looking, shop.products, settings=settings)
         found = asked(pool[1], shop.queries, FORMAT_OF[wording, input], settings)
         kept = {"left out": found.ranked(), "kept": found.ranked(exclude_references=False)}
         _keep(_file(rankings, dtype, pixels, wording, input), kept, shop)
-
-
-def _with_most_pixels(model: Model, pixels: int) -> Model:
-    """The same network, whose pictures have no more pixels than that."""
-    processor = copy(model.processor)
-    processor.image_processor = deepcopy(model.processor.image_processor)
-    smallest = min(processor.image_processor.size["shortest_edge"], pixels)
-    processor.image_processor.size = {"shortest_edge": smallest, "longest_edge": pixels}
-    return replace(model, processor=processor)
 
 
 def _file(rankings: Path, dtype: str, pixels: int, wording: str, input: str) -> Path:

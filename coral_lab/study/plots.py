@@ -40,7 +40,10 @@ def plain(text: object) -> str:
     return escape(str(text), quote=False).replace("$", "&#36;")
 
 
-NO_LOSS = {"step", "seconds", "gradient_norm", "learning_rate"}
+NO_LOSS = {
+    *("step", "seconds", "gradient_norm", "learning_rate"),
+    *("padding", "pairs_per_second", "memory_gb"),
+}
 
 
 def curves(

@@ -23,19 +23,21 @@ STILL = (0.0, 0.0, 1.0, 0.0)
 """The move that changes nothing."""
 
 
-def draw_moves(count: int) -> Float[Tensor, "picture 4"]:
+def draw_moves(count: int, generator: torch.Generator | None = None) -> Float[Tensor, "picture 4"]:
     """Random moves for so many pictures: pixels in y and x, zoom, degrees (counter-clockwise)."""
-    return (2 * torch.rand(count, 4) - 1) * torch.tensor([REACH, REACH, ZOOM, TURN]) + torch.tensor(STILL)
+    return (2 * torch.rand(count, 4, generator=generator) - 1) * torch.tensor(
+        [REACH, REACH, ZOOM, TURN]
+    ) + torch.tensor(STILL)
 
 
 Moves = Mapping[Hashable, Float[Tensor, " 4"]]
 """How each picture is moved, by `pixels.key`."""
 
 
-def moves_for(prompts: Sequence[Prompt]) -> Moves:
-    """A small random move for each distinct picture, by torch's own random numbers."""
+def moves_for(prompts: Sequence[Prompt], generator: torch.Generator | None = None) -> Moves:
+    """A small random move for each distinct picture, by the numbers of `generator` or torch's own."""
     keys = dict.fromkeys(key(picture) for prompt in prompts for picture in prompt.pictures)
-    return dict(zip(keys, draw_moves(len(keys)), strict=True))
+    return dict(zip(keys, draw_moves(len(keys), generator), strict=True))
 
 
 def moving(model: Model, moves: Moves | None) -> Change | None:
@@ -52,12 +54,12 @@ def moving(model: Model, moves: Moves | None) -> Change | None:
 
 
 def move(
-    values: Float[Tensor, "patch 1176"],
+    values: Float[Tensor, "patch number"],
     grids: Int[Tensor, "picture 3"],
     moves: Float[Tensor, "picture 4"],
     merge: int,
     patch: int,
-) -> Float[Tensor, "patch 1176"]:
+) -> Float[Tensor, "patch number"]:
     """Each picture turned and enlarged about its middle, then moved; its edge is repeated.
 
     `values` are as Qwen2-VL's image processor lays them out: (height, width) in blocks of `merge` x `merge`

@@ -58,7 +58,7 @@ def masked_language_modelling(
 
     Only masked places meet the vocabulary. `count` is as in `vision_reconstruction`. Nothing masked gives 0.
     """
-    logits = _precise(hidden[masked] @ lm_head.T)
+    logits = _precise(hidden[masked].to(lm_head.dtype) @ lm_head.T)  # a frozen head may be in half precision
     return cross_entropy(logits, targets[masked], reduction="sum") / max(
         1, len(logits) if count is None else count
     )

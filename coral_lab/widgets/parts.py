@@ -15,7 +15,7 @@ import plotly.graph_objects as go
 from IPython.display import HTML, display
 
 from coral_lab.results import RED, grey, paragraph
-from coral_lab.study.plots import PALETTE, curves, plain
+from coral_lab.study.plots import NO_LOSS, PALETTE, curves, plain
 
 LABELLED = {"description_width": "initial"}
 """A style that gives a control's label the room it needs."""
@@ -99,9 +99,7 @@ class LivePlot:
 
     def _draw(self) -> None:
         shown = {trace.name for trace in self.figure.data}
-        terms = [
-            name for name in self.rows[0] if name not in ("step", "seconds", "gradient_norm", "learning_rate")
-        ]
+        terms = [name for name in self.rows[0] if name not in NO_LOSS]
         with self.figure.batch_update():
             for number, term in enumerate(terms):
                 if plain(term) not in shown:

@@ -1,20 +1,21 @@
 """Stores, states of training, results and reports that strangers might send."""
 
-import io
+import json
+import os
 import pickle
-import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from safetensors.torch import load_file, save_file
 
 from coral_lab import Condition, Dataset, Product, Query, Settings, index, load, open_store
 from coral_lab.replication import report_page
 from coral_lab.replication.cells import read_results, write_results
-from coral_lab.training.loop import Step, TrainConfig, backward, train_loop
+from coral_lab.training.config import TrainConfig
+from coral_lab.training.loop import Step, backward, train_loop
 from tests.hostile.case import WORKS, Case
 
 Make = Callable[[Path], object]
@@ -33,14 +34,41 @@ def _train(folder: Path) -> None:
     train_loop(model, lambda _: Step(backward({"loss": (first**2).sum()})), config, folder / "out")
 
 
-def _after(change: Callable[[dict], object]) -> Make:
-    """A state that training left, changed."""
+STATE = "out/state-00000002"
+
+
+def _told(change: Callable[[dict], object]) -> Make:
+    """A state that training left, saying something else of itself."""
 
     def make(folder: Path) -> None:
         _train(folder)
-        state = torch.load(folder / "out/state.pt")
-        change(state)
-        torch.save(state, folder / "out/state.pt")
+        file = folder / STATE / "state.json"
+        content = json.loads(file.read_text())
+        change(content)
+        file.write_text(json.dumps(content))
+
+    return make
+
+
+def _holding(change: Callable[[dict], object]) -> Make:
+    """A state that training left, with other tensors."""
+
+    def make(folder: Path) -> None:
+        _train(folder)
+        (file,) = (folder / STATE).glob("*.safetensors")
+        tensors = load_file(file)
+        change(tensors)
+        save_file(tensors, file)
+
+    return make
+
+
+def _with(name: str, content: Callable[[Path], bytes]) -> Make:
+    """A state that training left, with a file of other bytes in it."""
+
+    def make(folder: Path) -> None:
+        _train(folder)
+        (folder / STATE / name).write_bytes(content(folder))
 
     return make
 
@@ -53,32 +81,38 @@ class _Marks:
         return open, (self.file, "w")
 
 
-def _state(content: Callable[[Path], bytes]) -> Make:
+def _of_an_earlier_version(folder: Path) -> None:
+    (folder / "out").mkdir()
+    (folder / "out/state.pt").write_bytes(pickle.dumps(_Marks(str(folder / "marks"))))
+
+
+def _huge(folder: Path) -> None:
+    """A terabyte of nothing."""
+    _train(folder)
+    with (folder / STATE / "more.safetensors").open("wb") as file:
+        file.truncate(2**40)
+
+
+def _promised(_: Path) -> bytes:
+    """A header that promises a tensor of a terabyte."""
+    header = json.dumps({"a": {"dtype": "F32", "shape": [2**38], "data_offsets": [0, 2**40]}}).encode()
+    return len(header).to_bytes(8, "little") + header
+
+
+def _pipe(name: str) -> Make:
     def make(folder: Path) -> None:
-        (folder / "out").mkdir()
-        (folder / "out/state.pt").write_bytes(content(folder))
+        _train(folder)
+        (folder / STATE / name).unlink(missing_ok=True)
+        os.mkfifo(folder / STATE / name)
 
     return make
 
 
-def _inflating(_: Path) -> bytes:
-    """A state of 4 MB that inflates to 4 GB."""
-    out, whole = io.BytesIO(), io.BytesIO()
-    torch.save({"step": 1, "a": torch.zeros(4)}, whole)
-    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
-    block = packer.compress(bytes(2**24)) + packer.flush(zlib.Z_FULL_FLUSH)
-    with zipfile.ZipFile(whole) as source, zipfile.ZipFile(out, "w") as to:
-        for name in source.namelist():
-            if not name.endswith("data/0"):
-                to.writestr(name, source.read(name))
-                continue
-            part = zipfile.ZipInfo(name)
-            part.compress_type, part.header_offset = zipfile.ZIP_DEFLATED, to.fp.tell()
-            part.CRC, part.file_size, part.compress_size = 0, 2**32, 256 * len(block) + 2
-            to.fp.write(part.FileHeader(zip64=True) + block * 256 + b"\3\0")
-            to.filelist.append(part)
-            to.start_dir = to.fp.tell()
-    return out.getvalue()
+def _link_inside(folder: Path) -> None:
+    _train(folder)
+    (folder / "precious").write_text("precious")
+    (folder / STATE / "state.json").unlink()
+    (folder / STATE / "state.json").symlink_to(folder / "precious")
 
 
 def _output_link(name: str) -> Make:
@@ -97,34 +131,52 @@ def _train_beside(folder: Path) -> None:
         assert (folder / "precious").read_text() == "precious"
 
 
-def _larger(state: dict) -> None:
-    name, own = next(iter(state["parameters"].items()))
-    state["parameters"][name] = torch.zeros(len(own) + 1)
+def _first(tensors: dict) -> str:
+    return next(name for name in sorted(tensors) if tensors[name].ndim)
 
 
-def _of_whole_numbers(state: dict) -> None:
-    name, own = next(iter(state["parameters"].items()))
-    state["parameters"][name] = own.to(torch.int64)
+def _larger(tensors: dict) -> None:
+    tensors[_first(tensors)] = torch.zeros(len(tensors[_first(tensors)]) + 1)
 
 
-def _broadcast(state: dict) -> None:
-    name, _ = next(iter(state["parameters"].items()))
-    state["parameters"][name] = torch.zeros(1)
+def _of_whole_numbers(tensors: dict) -> None:
+    tensors[_first(tensors)] = tensors[_first(tensors)].to(torch.int64)
 
+
+def _broadcast(tensors: dict) -> None:
+    tensors[_first(tensors)] = torch.zeros(1)
+
+
+def _nested(_: Path) -> bytes:
+    return b"[" * 500_000 + b"]" * 500_000
+
+
+def _code(folder: Path) -> bytes:
+    return pickle.dumps(_Marks(str(folder / "marks")))
+
+
+TENSORS = "model-00001-of-00001.safetensors"
 
 TRAINING: dict[str, tuple[Make, Callable, str]] = {
-    "goes on": (_after(lambda state: state.update(step=2)), _train, WORKS),
-    "code": (_state(lambda folder: pickle.dumps(_Marks(str(folder / "marks")))), _train, "state.pt"),
-    "inflates": (_state(_inflating), _train, "state.pt"),
-    "no state": (_state(lambda _: b"PK\x03\x04" + bytes(1000)), _train, "state.pt"),
-    "another shape": (_after(_larger), _train, "state.pt"),
-    "a shape that fits by repeating": (_after(_broadcast), _train, "state.pt"),
-    "another dtype": (_after(_of_whole_numbers), _train, "state.pt"),
-    "a step beyond the last": (_after(lambda state: state.update(step=10**9)), _train, "state.pt"),
-    "a step before the first": (_after(lambda state: state.update(step=-(10**9))), _train, "state.pt"),
-    "a step that is text": (_after(lambda state: state.update(step="2")), _train, "state.pt"),
+    "goes on": (_told(lambda told: told.update(step=1)), _train, WORKS),
+    "of an earlier version": (_of_an_earlier_version, _train, "state.pt"),
+    "code for tensors": (_with(TENSORS, _code), _train, "state-"),
+    "code for what it says": (_with("state.json", _code), _train, "state.json"),
+    "a terabyte": (_huge, _train, "state-"),
+    "a terabyte promised": (_with(TENSORS, _promised), _train, "state-"),
+    "no tensors": (_with(TENSORS, lambda _: b"PK\x03\x04" + bytes(1000)), _train, "state-"),
+    "nested": (_with("state.json", _nested), _train, "state.json"),
+    "a pipe for tensors": (_pipe("a.safetensors"), _train, "a.safetensors"),
+    "a pipe for what it says": (_pipe("state.json"), _train, "state.json"),
+    "another shape": (_holding(_larger), _train, "state-"),
+    "a shape that fits by repeating": (_holding(_broadcast), _train, "state-"),
+    "another dtype": (_holding(_of_whole_numbers), _train, "state-"),
+    "a step beyond the last": (_told(lambda told: told.update(step=10**9)), _train, "state.json"),
+    "a step before the first": (_told(lambda told: told.update(step=-(10**9))), _train, "state.json"),
+    "a step that is text": (_told(lambda told: told.update(step="2")), _train, "state.json"),
+    "a link in a state": (_link_inside, _train_beside, "state.json"),
     "a log that is a link": (_output_link("log.csv"), _train_beside, "log.csv"),
-    "a state that is a link": (_output_link("state.pt"), _train_beside, "state.pt"),
+    "a state that is a link": (_output_link("state-00000002"), _train_beside, "state-00000002"),
     "a card that is a link": (_output_link("README.md"), _train_beside, "README.md"),
     "weights that are a link": (_output_link("model.safetensors"), _train_beside, "model.safetensors"),
 }

@@ -34,6 +34,9 @@ OTHERS = {
     "batch_size": {"objective": replace(STEP, batch_size=5)},
     "negatives": {"objective": replace(STEP, negatives=1)},
     "format": {"objective": replace(STEP, format="caption")},
+    "batches": {"objective": replace(STEP, batches="mixed")},
+    "augmented": {"objective": replace(STEP, augmented=True)},
+    "patience": {"config": replace(CONFIG, patience=3), "held": 2},
     "steps": {"config": replace(CONFIG, steps=3)},
     "learning_rate": {"config": replace(CONFIG, learning_rate=1e-2)},
     "seed": {"config": replace(CONFIG, seed=1)},
@@ -99,7 +102,7 @@ def test_pairs_last_for_every_step_and_what_learns_is_kept(
     )
     config = TrainConfig(steps=4, accumulate=3, seed=8)
     cl.train(random_model, small, tmp_path, StepConfig(coral, batch_size=5), config)
-    assert asked[0] == (5, 12, 8)
+    assert asked[0] == (5, 12, 8, "closer")
     assert (asked[1] is not None) == kept
 
 

@@ -27,6 +27,7 @@ from coral_lab.mini.lessons import (
     summary_loss,
     title_lesson,
 )
+from coral_lab.mini.merit_mini import catalogue
 from coral_lab.mini.queries import stated
 from coral_lab.mini.recipe import DEFAULTS, RECIPE, Mixture, base_objective, disputed, train_all, train_stage
 from coral_lab.mini.titles import ATTRIBUTES, named_in_title
@@ -36,7 +37,8 @@ from coral_lab.models.loading import best_device
 from coral_lab.models.prefixes import last_states
 from coral_lab.models.vision import vision_of
 from coral_lab.training import loop
-from coral_lab.training.loop import Step, TrainConfig, _optimizer, backward, learning_rate, train_loop
+from coral_lab.training.config import TrainConfig, learning_rate
+from coral_lab.training.loop import Step, _optimizer, backward, train_loop
 from coral_lab.training.lora import add_lora
 from coral_lab.training.reconstruction import Coral, decoders
 
@@ -94,7 +96,7 @@ def test_it_evaluates_and_saves_every_so_many_steps_and_at_the_end(
         return {"R@1": len(rows) / 10}
 
     save_state = loop._save_state
-    monkeypatch.setattr(loop, "_save_state", lambda *own: saved.append(own[4]) or save_state(*own))
+    monkeypatch.setattr(loop, "_save_state", lambda *own: saved.append(own[3].step) or save_state(*own))
     config = TrainConfig(steps=7, warmup=1, evaluate_every=2, checkpoint_every=3)
     with caplog.at_level("WARNING"):
         train_loop(model, objective, config, tmp_path, evaluate, on_step=rows.append)
@@ -111,11 +113,14 @@ def test_it_evaluates_and_saves_every_so_many_steps_and_at_the_end(
     assert len(rows) == 7
 
 
-def test_only_the_first_process_evaluates_and_writes(random_folder, tmp_path, monkeypatch):
-    model = load(random_folder)
+def test_every_process_evaluates_and_only_the_first_writes(random_folder, tmp_path, monkeypatch):
+    """As the second of two: the first makes the folder that this one's part of a state would go into."""
+    model, asked = load(random_folder), []
     monkeypatch.setattr("coral_lab.training.distributed.rank", lambda: 1)
     never = lambda *_: pytest.fail("not the first")  # noqa: E731
-    train_loop(model, quadratic(model), replace(CONFIG, steps=1), tmp_path, never, on_step=never)
+    evaluate = lambda: asked.append(1) or {"R@1": 1.0}  # noqa: E731
+    train_loop(model, quadratic(model), replace(CONFIG, steps=1), tmp_path, evaluate, on_step=never)
+    assert asked == [1]
     assert not list(tmp_path.iterdir())
 
 
@@ -271,9 +276,9 @@ def test_lora_keeps_only_its_own_parameters_in_the_state(random_folder, tmp_path
         CONFIG,
         tmp_path,
     )
-    state = torch.load(tmp_path / "state.pt", weights_only=True)
-    assert state["parameters"]
-    assert all("lora" in name for name in state["parameters"])
+    state = load_file(next(tmp_path.glob("state-00000006/*.safetensors")))
+    assert state
+    assert all("lora" in name for name in state)
     assert not (tmp_path / "model.safetensors").exists()
     merged, before = weights(tmp_path), weights(random_folder)
     changed = {name for name in before if not torch.equal(merged[name], before[name])}
@@ -288,6 +293,12 @@ def test_lora_keeps_only_its_own_parameters_in_the_state(random_folder, tmp_path
         ({"steps": 5, "learning_rate": -1.0}, "both must be positive"),
         ({"steps": 5, "accumulate": 0}, "use 1 or more"),
         ({"steps": 5, "precision": "float8"}, "float32 or bfloat16"),
+        ({}, "steps is 0 and learning_rate .* both must be positive"),
+        ({"epochs": -1.0}, r"epochs is -1.0 and learning_rate .* both must be positive"),
+        ({"steps": -1, "epochs": 2.0}, "both must be positive"),
+        ({"steps": 5, "epochs": 1.5}, "steps is 5 and epochs 1.5; give one of the two"),
+        ({"steps": 5, "patience": 0}, "patience is 0; give a number of evaluations from 1 on"),
+        ({"steps": 5, "patience": -1}, "patience is -1"),
     ],
 )
 def test_bad_configs_are_refused(values, says):
@@ -479,6 +490,8 @@ def test_every_leg_starts_from_what_was_made_before_and_pictures_are_kept(
 
 
 def test_a_base_from_scratch_is_trained_on_the_device_asked_for(random_folder, tmp_path, monkeypatch):
+    small = catalogue("mini", "val")
+    monkeypatch.setattr(recipe, "catalogue", lambda *_, **__: small)
     monkeypatch.setattr(recipe, "untrained", lambda *_: load(random_folder))
     monkeypatch.setattr(recipe, "train_loop", lambda model, *_, **__: model)
     assert train_stage("base", None, tmp_path, device="meta").device.type == "meta"
@@ -499,8 +512,8 @@ def test_all_of_coral_mini_is_made_and_a_second_run_leaves_it_as_it_is(tmp_path)
 def test_kill_9_in_the_middle_of_base_training_changes_nothing(tmp_path):
     """Ten real steps, killed once after the first checkpoint; the code that `make mini` runs."""
     script = (
-        "import sys; from coral_lab.mini.recipe import train_stage; from coral_lab.training.loop import "
-        "TrainConfig; "
+        "import sys; from coral_lab.mini.recipe import train_stage; "
+        "from coral_lab.training.config import TrainConfig; "
         "train_stage('base', None, sys.argv[1], TrainConfig(steps=10, warmup=2, checkpoint_every=2, "
         "evaluate_every=100))"
     )
@@ -508,7 +521,7 @@ def test_kill_9_in_the_middle_of_base_training_changes_nothing(tmp_path):
     subprocess.run([*command, tmp_path / "whole"], check=True, capture_output=True)
     process = subprocess.Popen([*command, tmp_path / "part"], stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 300
-    while not (tmp_path / "part" / "state.pt").is_file() and time.monotonic() < deadline:
+    while not list((tmp_path / "part").glob("state-*")) and time.monotonic() < deadline:
         time.sleep(0.05)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
@@ -517,7 +530,9 @@ def test_kill_9_in_the_middle_of_base_training_changes_nothing(tmp_path):
         assert torch.equal(tensor, weights(tmp_path / "part")[name]), name
 
 
-@pytest.mark.parametrize("name", ["log.csv", "state.pt", "failed-step.json", "model.safetensors", "anything"])
+@pytest.mark.parametrize(
+    "name", ["log.csv", "state-00000002", "failed-step.json", "model.safetensors", "anything"]
+)
 def test_a_training_folder_with_a_link_in_it_is_refused_before_a_step(random_model, tmp_path, name):
     (tmp_path / "precious").write_text("precious")
     out = tmp_path / "out"

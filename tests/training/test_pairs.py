@@ -4,12 +4,15 @@ from dataclasses import replace
 from random import Random
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from coral_lab.errors import ItemError
 from coral_lab.mini.pairs import fewer, mini_pairs, varied
 from coral_lab.mini.queries import stated
 from coral_lab.mini.titles import ATTRIBUTES, shown
 from coral_lab.query import Condition, Dataset, Product, Query
-from coral_lab.training.pairs import pair_sampler, plain_pairs
+from coral_lab.training.pairs import BATCHES, pair_sampler, plain_pairs
 
 
 def wanted(query) -> dict[str, str]:
@@ -105,7 +108,7 @@ def test_late_batches_are_often_of_two_classes_and_early_ones_are_not(shop):
 def test_a_query_without_positives_cannot_be_trained_on(shop):
     bare = Dataset("bare", shop.products, [replace(shop.queries[0], positives=())])
     with pytest.raises(ValueError, match="no positives"):
-        pair_sampler(bare, plain_pairs(bare), 2, 10)
+        pair_sampler(bare, plain_pairs(bare), 1, 10)
 
 
 def toy(**of_class: int) -> Dataset:
@@ -139,13 +142,89 @@ def test_half_way_three_batches_in_four_are_of_two_classes(monkeypatch):
     """Where there are more than two; `random` gives 0.74, and then 0.76, of the way to 1."""
     shop, two = toy(bag=9, hat=9, sock=9), toy(bag=9, hat=9)
 
-    def classes(shop, step, drawn, steps=100):
+    def classes(shop, step, drawn, steps=100, size=18):
         monkeypatch.setattr(Random, "random", lambda self: drawn)
-        return len({pair.query.class_name for pair in pair_sampler(shop, plain_pairs(shop), 27, steps)(step)})
+        return len(
+            {pair.query.class_name for pair in pair_sampler(shop, plain_pairs(shop), size, steps)(step)}
+        )
 
     assert [classes(shop, step, drawn) for step in (50, 99) for drawn in (0.74, 0.76)] == [2, 3, 2, 3]
     assert [classes(shop, 25, drawn) for drawn in (0.37, 0.38)] == [2, 3]
     assert classes(shop, 0, 0.0) == 3
     assert classes(two, 50, 0.0) == 2
-    assert len(pair_sampler(shop, plain_pairs(shop), 99, 10)(0)) == 27
     assert len(pair_sampler(shop, plain_pairs(shop), 4, 10)(0)) == 4
+    few = toy(**{f"class{i}": 2 for i in range(20)})  # where two have too few for a batch
+    assert classes(few, 99, 0.0, size=5) > 2
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(2, 30), st.data())
+def test_mixed_batches_show_every_query_exactly_once_an_epoch(count, data):
+    size, seed = data.draw(st.integers(1, count)), data.draw(st.integers(0, 3))
+    shop = toy(bag=count)
+    pairs = pair_sampler(shop, plain_pairs(shop), size, 1, seed, "mixed")
+    steps = range(-(-3 * count // size))
+    shown = [pair.query.id for step in steps for pair in pairs(step)]
+    everything = sorted(query.id for query in shop.queries)
+    for epoch in range(3):
+        assert sorted(shown[epoch * count : (epoch + 1) * count]) == everything
+    last = data.draw(st.sampled_from(steps))  # whatever was asked for before
+    again = pair_sampler(shop, plain_pairs(shop), size, 1, seed, "mixed")(last)
+    assert [pair.query.id for pair in again] == shown[last * size : (last + 1) * size]
+
+
+def test_mixed_epochs_and_seeds_differ_in_order():
+    shop = toy(bag=30)
+
+    def order(seed, epoch):
+        pairs = pair_sampler(shop, plain_pairs(shop), 30, 1, seed, "mixed")(epoch)
+        return tuple(pair.query.id for pair in pairs)
+
+    orders = [order(seed, epoch) for seed in (0, 1) for epoch in (0, 1, 2)]
+    assert len({*orders, tuple(query.id for query in shop.queries)}) == 7
+
+
+def test_mixed_batches_are_of_all_classes_to_the_end(shop):
+    pairs = pair_sampler(shop, plain_pairs(shop), 40, 10, batches="mixed")
+    assert min(len({pair.query.class_name for pair in pairs(step)}) for step in range(10)) > 2
+
+
+def test_a_batch_larger_than_there_are_queries_is_refused():
+    shop = toy(bag=3)
+    for way in BATCHES:
+        assert len(pair_sampler(shop, plain_pairs(shop), 3, 10, batches=way)(0)) == 3
+        with pytest.raises(ValueError, match="a batch of 4 from the 3 queries of toy; give at most so many"):
+            pair_sampler(shop, plain_pairs(shop), 4, 10, batches=way)
+
+
+def test_an_unknown_way_to_make_up_batches_is_named():
+    shop = toy(bag=3)
+    with pytest.raises(ValueError, match="batches is 'closest'; use mixed or closer"):
+        pair_sampler(shop, plain_pairs(shop), 2, 10, batches="closest")
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.integers(1, 4), st.integers(0, 3), st.integers(0, 5), st.sets(st.integers(0, 6)), st.integers(0, 9))
+def test_wrong_answers_are_found_wherever_there_are_any(own, others, count, right, seed):
+    """Of the class where it has others, of any class else, and never for ever."""
+    products = [Product(f"bag{i}", class_name="bag") for i in range(own)]
+    products += [Product(f"hat{i}", class_name="hat") for i in range(others)]
+    positives = tuple(product.id for i, product in enumerate(products) if i in right) or ("bag0",)
+    query = Query("q", "bag", positives=positives)
+    shop = Dataset("few", products, [query])
+    wrong = {name: {p.id for p in products if p.class_name == name} - {*positives} for name in ("bag", "hat")}
+    make = plain_pairs(shop, count)
+    if count and not wrong["bag"] | wrong["hat"]:
+        with pytest.raises(ItemError, match="query q: every product is right or shown; ask for 0 hard"):
+            make(query, Random(seed))
+        return
+    found = make(query, Random(seed)).negatives
+    assert len(found) == count
+    assert {product.id for product in found} <= (wrong["bag"] or wrong["hat"])
+
+
+def test_a_class_of_its_own_has_wrong_answers_of_others():
+    """MERIT has classes with a single product: no random product of them is ever wrong."""
+    shop = toy(bag=2, hat=4)
+    negatives = plain_pairs(shop, 3)(shop.queries[0], Random(0)).negatives
+    assert {product.class_name for product in negatives} == {"hat"}

@@ -9,7 +9,8 @@ from coral_lab import Product
 from coral_lab.errors import CheckpointError, ItemError
 from coral_lab.models.inputs import prompt
 from coral_lab.models.vision import vision_of
-from coral_lab.training.loop import Step, TrainConfig, backward, train_loop
+from coral_lab.training.config import TrainConfig
+from coral_lab.training.loop import Step, backward, train_loop
 from coral_lab.training.rebuilding import CELL, HIDDEN, Rebuilt, _cells, _nearest, rebuild
 from coral_lab.training.reconstruction import Coral, decoders, load_decoders
 from tests.conftest import noise

@@ -1,0 +1,201 @@
+"""What learns: the network and, beside it, Coral's decoders; and the one call that makes of a part of a batch
+all that its losses need.
+
+One call, for FSDP2 gathers a module's sharded parameters around its `forward`. Where layers may only be
+entered as often as on every other process, and where their states are worked out again on the way back
+(gradient checkpointing), the network runs as transformers has it; else by the quick path's shared beginnings.
+"""
+
+import sys
+from collections.abc import Hashable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor, nn
+
+from coral_lab.models import cpu_linear
+from coral_lab.models.forward import forward, last_token, normalised, tokenize
+from coral_lab.models.inputs import Prompt
+from coral_lab.models.loading import Model
+from coral_lab.models.pixels import Pixel
+from coral_lab.models.quantizing import give_back
+from coral_lab.models.vision import Vision, vision_of_pixels
+from coral_lab.training import distributed
+from coral_lab.training.augment import moving
+from coral_lab.training.batches import PairBatch
+from coral_lab.training.reconstruction import (
+    Content,
+    Coral,
+    Decoders,
+    content,
+    reconstructions,
+    token_embeddings,
+)
+
+ROWS = 32  # prompts of like length that are read together
+
+
+@dataclass(frozen=True, eq=False)
+class Targets:
+    """What is to be rebuilt of a part's positives, and which of its places are hidden."""
+
+    content: Content
+    masks: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Forward:
+    """What became of a part of a batch: h_eos of queries and candidates, the reconstruction losses by name,
+    the pictures' features, and the tokens that the text model read, without and with padding.
+    """
+
+    queries: Float[Tensor, "query dim"]
+    candidates: Float[Tensor, "candidate dim"]
+    losses: Mapping[str, Tensor]
+    vision: Vision
+    tokens: tuple[int, int]
+
+    @cached_property
+    def embeddings(self) -> list[Tensor]:
+        """Embeddings of queries, positives and negatives."""
+        return [normalised(self.queries), *normalised(self.candidates).tensor_split([len(self.queries)])]
+
+
+class Learner(nn.Module):
+    """A model and its decoders, trained on the objective `coral`.
+
+    `checkpointing` keeps no states inside the layers and works them out again for the gradients.
+    """
+
+    def __init__(self, model: Model, decoders: Decoders, coral: Coral, checkpointing: bool = False):
+        super().__init__()
+        self.network = model.network
+        self.by_kind = decoders.by_kind
+        self.model, self.coral, self.checkpointing = model, coral, checkpointing
+        self._decoders = [decoders]  # in a list: its temperature is no part of this module, and never sharded
+        self.sharded = False
+        _keep_states(model.network, not checkpointing)
+        if checkpointing:
+            cpu_linear.keep_few_shapes()
+
+    @property
+    def decoders(self) -> Decoders:
+        return self._decoders[0]
+
+    @property
+    def temperature(self) -> Float[Tensor, ""]:
+        return self.decoders.temperature
+
+    def shard(self, bfloat16: bool = False) -> None:
+        """Keep a part of every parameter on each process (`distributed.shard`), but for the temperature."""
+        distributed.shard(self, bfloat16)
+        self.sharded = True
+
+    @property
+    def plain(self) -> bool:
+        """Whether the network runs as transformers has it."""
+        return self.sharded or self.checkpointing or not self.model.quick
+
+    @property
+    def sees(self) -> bool:
+        """Whether the vision tower learns."""
+        return any(parameter.requires_grad for parameter in self.network.model.visual.parameters())
+
+    def targets(self, part: PairBatch) -> Targets | None:
+        """What of the part's positives is to be rebuilt; None if nothing is."""
+        if not self.coral.weights:
+            return None
+        found = content(self.model, part.positives, _grids(self.model, part), self.decoders.longest)
+        return Targets(found, found.masks(part.draws, self.coral.mask_rate))
+
+    def read(
+        self,
+        part: PairBatch,
+        targets: Targets | None = None,
+        counts: Mapping[str, float] | None = None,
+        vision: Vision | None = None,
+    ) -> Forward:
+        """Read a part; with `targets` also rebuild them. `counts` are the masked places of the whole batch;
+        `vision` are the pictures' features if they were seen before.
+        """
+        found = Forward(*self(part, targets, counts, vision))
+        if self.checkpointing and self.model.device.type == "cpu":
+            give_back()
+        return found
+
+    def forward(self, part, targets, counts, vision) -> tuple:
+        """Tensors in plain tuples and dicts: FSDP2 looks through these for what gradients come back by."""
+        if vision is None:
+            with nullcontext() if self.sees else torch.no_grad():
+                vision = self._see(part)
+        queries, read = self._read(part.queries, vision)
+        if self.sharded and self.sees:  # gradients go back through the tower everywhere
+            layers = (own for features in vision.deepstack.values() for own in features)
+            queries = queries + 0 * sum(own.sum() for own in (*vision.features.values(), *layers))
+        candidates, also_read = self._read(part.positives + part.negatives, vision)
+        losses = {}
+        if targets is not None:
+            weights, own, masks = self.coral.weights, targets.content, targets.masks
+            embeddings = token_embeddings(self.model, part.positives, own, vision)
+            eos = {"reg": queries, "rec": candidates[: len(part)]}
+            losses = reconstructions(self.model, self.decoders, weights, embeddings, own, masks, eos, counts)
+        return queries, candidates, losses, vision, (read[0] + also_read[0], read[1] + also_read[1])
+
+    def embed(self, prompts: Sequence[Prompt]) -> Float[Tensor, "prompt dim"]:
+        """Embeddings of prompts, L2-normalised in float32."""
+        alone = PairBatch(tuple(prompts), (), (), torch.zeros(0, 0, dtype=torch.bool), torch.zeros(0, 0))
+        return normalised(self(alone, None, None, None)[0])
+
+    def _see(self, part: PairBatch) -> Vision:
+        pixels, change = part.pictures_of(self.model), moving(self.model, part.moves)
+        if not self.sharded:
+            return vision_of_pixels(self.model, pixels, change)
+        # Every process enters the tower once: with a blank picture where a part has none.
+        return vision_of_pixels(
+            self.model, pixels or self._blank, change if pixels else None, most=sys.maxsize
+        )
+
+    @cached_property
+    def _blank(self) -> dict[Hashable, Pixel]:
+        return self.model.pixels([(Image.new("RGB", (64, 64)), "blank picture")])
+
+    def _read(self, prompts: Sequence[Prompt], vision: Vision) -> tuple[Tensor, tuple[int, int]]:
+        """h_eos [prompt, dim], and how many tokens were read, without and with padding."""
+        if not prompts:
+            return torch.zeros(0, self.model.dim, device=self.model.device), (0, 0)
+        order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i].pictures), len(prompts[i].text)))
+        states, real, padded = [], 0, 0
+        for at in range(0, len(order), ROWS):
+            some = [prompts[i] for i in order[at : at + ROWS]]
+            batch = tokenize(self.model, some, vision)
+            real += int(batch["attention_mask"].sum())
+            padded += batch["attention_mask"].numel()
+            states.append(self._states(some, vision, batch))
+        back = torch.empty(len(order), dtype=torch.long)
+        back[order] = torch.arange(len(order))
+        return torch.cat(states)[back.to(states[0].device)], (real, padded)
+
+    def _states(self, prompts: Sequence[Prompt], vision: Vision, batch) -> Float[Tensor, "prompt dim"]:
+        if self.plain:
+            return last_token(forward(self.model, prompts, vision, batch), batch["attention_mask"])
+        from coral_lab.models.prefixes import forward_last
+
+        return forward_last(self.model, prompts, vision, batch)[:, -1]
+
+
+def _grids(model: Model, part: PairBatch) -> Vision:
+    """The pictures' grids alone: how many tokens each is."""
+    return Vision({}, {k: grid for k, (_, grid) in part.pictures_of(model).items()})
+
+
+def _keep_states(network, kept: bool) -> None:
+    """No gradient checkpointing, or gradient checkpointing, by its name in this version of transformers."""
+    name = "activation" if hasattr(network, "activation_checkpointing_enable") else "gradient"
+    if not kept:
+        getattr(network, f"{name}_checkpointing_enable")({"use_reentrant": False})
+    elif getattr(network, f"is_{name}_checkpointing"):  # of a training before this one
+        getattr(network, f"{name}_checkpointing_disable")()
