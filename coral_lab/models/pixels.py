@@ -5,7 +5,10 @@ import threading
 import warnings
 from collections.abc import Hashable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from jaxtyping import Float32, Int64
 from PIL import Image
@@ -21,6 +24,14 @@ USUAL = (448, 448)
 """Width and height in pixels that a picture is taken to have if it would have to be drawn, fetched or decoded
 to know.
 """
+
+TOGETHER = 16
+"""Pictures that a thread opens and processes: more of them would be put together in fresh memory each time,
+which takes as long as opening them.
+"""
+
+Wanted = tuple[Picture | Sized, str]
+"""A picture, and the name of its item."""
 
 Pixel = tuple[Float32[Tensor, "patch number"], Int64[Tensor, " 3"]]
 """A processed picture: `pixel_values` and its grid (time, height, width) in patches."""
@@ -59,8 +70,8 @@ class Pixels:
     """Pictures after qwen-vl-utils and an image processor, kept by content until `limit` bytes are full.
 
     They do not depend on a model's weights, so they stay right while it learns. `options` go to the image
-    processor. With a `thumbnail_size` in
-    pixels, JPEGs of newly opened pictures gather in `thumbnails`, for a picture is costly to open twice.
+    processor. With a `thumbnail_size` in pixels, JPEGs of newly opened pictures gather in `thumbnails`, for a
+    picture is costly to open twice.
     """
 
     def __init__(self, image_processor, limit: int = LIMIT, options: Mapping[str, bool] | None = None):
@@ -84,8 +95,13 @@ class Pixels:
         with ThreadPoolExecutor() as pool:
             looks = dict(zip(wanted, pool.map(self._look, wanted, wanted.values()), strict=True))
             missing = {content: k for k, (content, _) in looks.items() if content not in self._kept}
-            images = pool.map(lambda k: looks[k][1] or self._open(k, wanted[k])[1], missing.values())
-            fresh = dict(zip(missing, self._process(list(images)), strict=True))
+            keys = list(missing.values())
+            read = {**wanted, **_read_in_order({k: wanted[k] for k in keys if looks[k][1] is None})}
+            groups = [keys[at : at + TOGETHER] for at in range(0, len(keys), TOGETHER)]
+            made = pool.map(
+                lambda some: self._process([looks[k][1] or self._open(k, read[k])[1] for k in some]), groups
+            )
+            fresh = dict(zip(missing, chain.from_iterable(made), strict=True))
         for content, pixel in fresh.items():
             if self.size < self.limit:
                 self._kept[content] = pixel
@@ -131,6 +147,21 @@ class Pixels:
                 self.thumbnails[own] = jpeg(image, item, self.thumbnail_size)
             told = told_identity(plain) or pixels_identity(image)
             return (told, limits), _fetched(image, limits, item, self.image_processor.patch_size)
+
+
+def _read_in_order(wanted: Mapping[Hashable, Wanted]) -> dict[Hashable, Wanted]:
+    """Those that lie in rows of a file, read as they lie there: one by one by several threads, row groups
+    would be read again and again. What cannot be read is left to be opened, which says why.
+    """
+    stored: dict[Hashable, Any] = {k: _parts(own)[0] for k, (own, _) in wanted.items()}
+    stored = {k: own for k, own in stored.items() if hasattr(own, "place")}
+    found: dict[Hashable, Wanted] = {}
+    for k in sorted(stored, key=lambda k: stored[k].place):
+        limits, item = _parts(wanted[k][0])[1], wanted[k][1]
+        with suppress(ItemError):
+            content = stored[k]()
+            found[k] = (Sized(content, limits) if limits else content), item
+    return found
 
 
 def _size_on_the_card(picture: Picture, limits: dict[str, int], factor: int) -> tuple[int, int]:

@@ -252,6 +252,11 @@ class StoredPicture:
         return fetch(found, f"{self.file.file}, row {self.row}") if isinstance(found, str) else found
 
     @property
+    def place(self) -> tuple[str, int]:
+        """Where it lies: pictures read in this order need each row group once."""
+        return str(self.file.file), self.row
+
+    @property
     def identity(self) -> str | None:
         """Equal for the same row of the same file, as it is on disk now; no picture is read to tell. That of
         a picture that a row points to is its content's; None if it cannot be read.

@@ -3,6 +3,7 @@
 import base64
 import io
 import os
+import random
 
 import numpy as np
 import pytest
@@ -10,11 +11,15 @@ import torch
 from PIL import Image, ImageDraw
 from qwen_vl_utils import process_vision_info
 
-from coral_lab import Product, encode, load
+from coral_lab import Product, dataset, encode, load
 from coral_lab.encoder import Settings, encode_all
 from coral_lab.errors import ItemError
 from coral_lab.images import Sized, identity
-from coral_lab.models.pixels import key
+from coral_lab.mini.merit_mini import catalogue
+from coral_lab.models.pixels import Pixels, key
+from coral_lab.sources import parquet_pictures, writing
+from coral_lab.sources.parquet_pictures import PictureFile
+from coral_lab.sources.writing import write_merit
 from tests.conftest import noise
 
 
@@ -169,6 +174,25 @@ def test_a_data_address_with_line_breaks_is_read_as_the_cards_code_does(random_m
     for text in (lines, lines.replace("\n", "\r\n"), f" {lines} ", lines.replace("\n", "")):
         found = encode(random_model, shown(f"data:image/png;base64,{text}"))
         np.testing.assert_array_equal(found, encode(random_model, shown(content)))
+
+
+def test_pictures_in_rows_of_a_file_are_read_as_they_lie_there(random_model, tmp_path, monkeypatch):
+    """In whatever order they are asked for, by several threads: each row group is read once."""
+    monkeypatch.setattr(writing, "BATCH", 20)
+    write_merit(catalogue("mini", "val"), tmp_path, "test", limit=40)
+    monkeypatch.setattr(parquet_pictures, "KEPT", 1)
+    opened, groups = [], PictureFile._batches
+    monkeypatch.setattr(PictureFile, "_batches", lambda *own: opened.append(own[1]) or groups(*own))
+    products = list(dataset(tmp_path).products)
+    wanted = [(product.image, product.id) for product in random.Random(0).sample(products, 60)]
+    opened.clear()
+    pixels = Pixels(random_model.processor.image_processor, limit=0)
+    found = pixels(wanted)
+    assert len(opened) > 3
+    assert sorted(opened) == sorted(set(opened))
+    for picture, item in wanted:
+        alone = pixels([(picture(), item)])
+        torch.testing.assert_close(found[key(picture)][0], next(iter(alone.values()))[0], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
