@@ -6,7 +6,6 @@ alone it pays for the 3B, a call takes a seventh longer without it, and smaller 
 get its products by way of float32 too, rounded once at the end as those instructions do.
 """
 
-import os
 import platform
 
 import torch
@@ -19,19 +18,7 @@ from coral_lab.models.loading import computes_bfloat16
 FEWEST = 64
 """Rows from which it pays: oneDNN puts the weight in an order of its own first."""
 
-CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
-"""oneDNN's own, and that of PyTorch's calls to it."""
-
 HERE = platform.machine().lower() in ("x86_64", "amd64") and torch.backends.mkldnn.is_available()
-
-
-def keep_few_shapes() -> None:
-    """Let oneDNN keep what it compiled for the last 16 shapes, not the last 1,024, which take 400 MB.
-
-    It heeds this until its first product only. What the user has set stays.
-    """
-    for cache in CACHES:
-        os.environ.setdefault(cache, "16")
 
 
 def use(network: nn.Module) -> None:

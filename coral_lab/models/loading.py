@@ -20,7 +20,7 @@ import transformers
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from coral_lab.errors import CheckpointError, HubError
-from coral_lab.models import adapters, quantizing
+from coral_lab.models import adapters, cpu_memory, quantizing
 from coral_lab.models.checkpoint_files import Checked, checked, only_errors
 from coral_lab.models.families import Family, Network, Processor, check_quick, family_of
 from coral_lab.models.folder_files import FILES, brief, few, refused
@@ -323,7 +323,7 @@ def _network(
         ) from error
     network, report = loaded
     if quantize:
-        quantizing.give_back()
+        cpu_memory.give_back()
     _check_report(report, folder)
     if found.unused:
         unused = "; ".join(found.unused)

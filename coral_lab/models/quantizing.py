@@ -9,8 +9,6 @@ well, is not offered. CPUs without VNNI take 20 times as long for its products o
 none for 3,420 outputs, the width of CORAL's vision layers: torchao works those out on the CPU.
 """
 
-import ctypes
-import sys
 from typing import Any
 
 import torch
@@ -74,15 +72,6 @@ def tensors(network: nn.Module) -> dict[str, Tensor]:
 
 def _is_quantized(tensor: Any) -> bool:
     return hasattr(tensor, "qdata")  # torchao's tensors have it: without them it is not imported
-
-
-def give_back() -> None:
-    """Hand the system what malloc keeps of what is gone: of weights that were read and quantised up to as
-    much again as the integers take, of layers whose states are not kept a GB of the 3B's. Only glibc has a
-    call for it.
-    """
-    if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "malloc_trim"):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def use(network: nn.Module) -> None:

@@ -12,7 +12,7 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
-from coral_lab.models import cpu_linear
+from coral_lab.models import cpu_memory
 from coral_lab.training import distributed
 from coral_lab.training.batches import PairBatch
 from coral_lab.training.learner import Forward, Learner, Targets
@@ -38,7 +38,7 @@ def gradients(
     counts = _counts(targets, learner.model.device)
     once = len(parts) == 1
     if not once:
-        cpu_linear.keep_few_shapes()
+        cpu_memory.keep_few_shapes()
     states: list[list[Tensor]] = []
     forwards: list[Forward | None] = []
     seen = []

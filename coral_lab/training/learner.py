@@ -17,12 +17,11 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
-from coral_lab.models import cpu_linear
+from coral_lab.models import cpu_memory
 from coral_lab.models.forward import forward, last_token, normalised, tokenize
 from coral_lab.models.inputs import Prompt
 from coral_lab.models.loading import Model
 from coral_lab.models.pixels import Pixel
-from coral_lab.models.quantizing import give_back
 from coral_lab.models.vision import Vision, vision_of_pixels
 from coral_lab.training import distributed
 from coral_lab.training.augment import moving
@@ -80,7 +79,8 @@ class Learner(nn.Module):
         self.sharded = False
         _keep_states(model.network, not checkpointing)
         if checkpointing:
-            cpu_linear.keep_few_shapes()
+            cpu_memory.keep_few_shapes()
+            cpu_memory.give_back_at_once()
 
     @property
     def decoders(self) -> Decoders:
@@ -122,10 +122,7 @@ class Learner(nn.Module):
         """Read a part; with `targets` also rebuild them. `counts` are the masked places of the whole batch;
         `vision` are the pictures' features if they were seen before.
         """
-        found = Forward(*self(part, targets, counts, vision))
-        if self.checkpointing and self.model.device.type == "cpu":
-            give_back()
-        return found
+        return Forward(*self(part, targets, counts, vision))
 
     def forward(self, part, targets, counts, vision) -> tuple:
         """Tensors in plain tuples and dicts: FSDP2 looks through these for what gradients come back by."""

@@ -1,7 +1,6 @@
 """Linear layers by oneDNN are linear layers."""
 
 import copy
-import os
 import pickle
 
 import pytest
@@ -11,7 +10,7 @@ from torch.nn import functional
 
 from coral_lab import Settings, encode, load
 from coral_lab.models import cpu_linear
-from coral_lab.models.cpu_linear import CACHES, FEWEST, Linear, linear
+from coral_lab.models.cpu_linear import FEWEST, Linear, linear
 from coral_lab.training.lora import add_lora
 
 needs_it = pytest.mark.skipif(not cpu_linear.HERE, reason="no oneDNN on this machine")
@@ -111,11 +110,3 @@ def test_adapters_go_around_it():
     layer(torch.randn(FEWEST, 128)).sum().backward()
     assert layer.base_layer.weight.grad is None
     assert layer.lora_A["default"].weight.grad is not None
-
-
-@pytest.mark.parametrize("own", [None, "5"])
-def test_few_shapes_are_kept_unless_the_user_set_another_number(own, monkeypatch):
-    for name in CACHES:
-        monkeypatch.setenv(name, own) if own else monkeypatch.delenv(name, raising=False)
-    cpu_linear.keep_few_shapes()
-    assert {os.environ[name] for name in CACHES} == {own or "16"}

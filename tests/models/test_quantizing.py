@@ -239,9 +239,3 @@ def test_missing_weights_and_leftovers_are_still_told(random_folder, tmp_path, c
 def test_without_it_transformers_is_asked_for_nothing(whole):
     assert quantizing.config(None) is None
     assert not getattr(whole.network, "is_quantized", False)
-
-
-def test_systems_without_the_call_keep_their_memory(monkeypatch):
-    monkeypatch.setattr(quantizing.sys, "platform", "win32")
-    monkeypatch.setattr(quantizing.ctypes, "CDLL", None)
-    quantizing.give_back()
