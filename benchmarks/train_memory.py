@@ -53,6 +53,11 @@ def enlarged(shop: Dataset, queries: int, side: int) -> Dataset:
     return replace(shop, products=tuple(shown.values()), queries=asked)
 
 
+def peak() -> float:
+    """The most that this process has taken so far, in GB of 1e9 bytes."""
+    return megabytes("VmHWM") * 2**20 / 1e9
+
+
 def step(folder: str, pairs: int, dtype: str, side: int, way: dict) -> dict[str, float]:
     """GB and seconds of one step, Coral's terms on, its state and the checkpoint written."""
     started = time.perf_counter()
@@ -61,12 +66,12 @@ def step(folder: str, pairs: int, dtype: str, side: int, way: dict) -> dict[str,
     if lora:
         add_lora(model, lora)
     loaded = time.perf_counter() - started
-    before = megabytes("VmHWM") / 1000
+    before = peak()
     shop, rows, marks = enlarged(cl.dataset("mini", "val"), pairs, side), [], []
 
     def on_step(own) -> None:
         rows.append(own)
-        marks.append(megabytes("VmHWM") / 1000)
+        marks.append(peak())
 
     config = StepConfig(Coral(), batch_size=pairs, **way)
     with tempfile.TemporaryDirectory() as out:
@@ -79,7 +84,7 @@ def step(folder: str, pairs: int, dtype: str, side: int, way: dict) -> dict[str,
     return {
         "loaded": before,
         "peak": marks[0],
-        "whole": megabytes("VmHWM") / 1000,
+        "whole": peak(),
         "load": loaded,
         "seconds": pairs / rows[0]["pairs_per_second"],
     }

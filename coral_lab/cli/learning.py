@@ -160,6 +160,7 @@ def _take_config(options: argparse.Namespace) -> None:
     kinds |= dict.fromkeys((*STEP, "held_out", "lora", "pixels"), int) | {"lora_targets": list}
     texts = ("model", "data", "split", "objective", "batches", "format", "dtype", "attention", "on_error")
     kinds |= dict.fromkeys((*texts, "push_to_hub", "device"), str)
+    lasts = options.steps or options.epochs  # given on the command line, which wins in either unit
     for name, value in found.items():
         kind = kinds.get(name)
         if kind is None:
@@ -168,7 +169,7 @@ def _take_config(options: argparse.Namespace) -> None:
             value = float(value)
         if type(value) is not kind:
             raise ValueError(f"{file}: {name} is {value!r}, wanted {kind.__name__}")
-        if getattr(options, name) is None:
+        if getattr(options, name) is None and not (lasts and name in ("steps", "epochs")):
             setattr(options, name, value)
 
 

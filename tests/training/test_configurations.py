@@ -103,6 +103,8 @@ def test_options_that_are_given_win(asked):
     found = asked("--config", "lora-24gb", *given)
     assert (found["step"].batch_size, found["step"].coral.temperature, found["rank"]) == (64, 0.05, 8)
     assert found["step"].coral.weights == {}
+    found = asked("--config", "full-8x80gb", "--steps", "3", "--no-shard")
+    assert (found["config"].steps, found["config"].epochs, found["config"].shard) == (3, 0, False)
 
 
 def test_a_file_of_ones_own(asked, tmp_path):
