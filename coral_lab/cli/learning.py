@@ -24,7 +24,13 @@ CONFIG: dict[str, type] = {
 STEP = ("batch_size", "chunk", "negatives")
 CORAL = ("lambda1", "lambda2", "vision", "language", "mask_rate", "temperature")
 
-MORE: dict[str, type] = {"epochs": float, "patience": int, "tracker": str, "weight_decay": float}
+MORE: dict[str, type] = {
+    "epochs": float,
+    "patience": int,
+    "tracker": str,
+    "weight_decay": float,
+    "decoder_learning_rate": float,
+}
 SWITCHES = {
     "checkpointing": "keep no states inside the layers, and work them out again (gradient checkpointing)",
     "augmented": "pictures are moved, turned and enlarged a little",

@@ -36,7 +36,8 @@ class TrainConfig:
     """How long and how fast to learn. AdamW, linear warm-up, cosine decay to a tenth, gradients clipped by
     norm.
 
-    It lasts `steps`, or `epochs` of the queries that are trained on. `accumulate` steps of the objective make
+    Coral's decoders, which begin at random, learn at `decoder_learning_rate`, by default the network's. A run
+    lasts `steps`, or `epochs` of the queries that are trained on. `accumulate` steps of the objective make
     one step of the optimizer; `precision` "bfloat16" runs the network in mixed precision, what learns stays
     in float32. With `patience` training ends when so many evaluations in a row were no better than the best
     (MRR@10), and that one's weights are saved. `shard` keeps a part of every parameter on each process
@@ -54,6 +55,7 @@ class TrainConfig:
     checkpoint_every: int = 100
     accumulate: int = 1
     precision: str = "float32"
+    decoder_learning_rate: float | int = 0
     epochs: float | int = 0
     patience: int | None = None
     shard: bool = False
@@ -70,6 +72,8 @@ class TrainConfig:
                 f"accumulate is {self.accumulate} and precision {self.precision!r}; use 1 or more, and "
                 "float32 or bfloat16"
             )
+        if self.decoder_learning_rate < 0:
+            raise ValueError(f"decoder_learning_rate is {self.decoder_learning_rate}; give 0 or more")
         if self.patience is not None and self.patience < 1:
             raise ValueError(f"patience is {self.patience}; give a number of evaluations from 1 on")
 

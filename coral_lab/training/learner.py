@@ -78,7 +78,7 @@ class Learner(nn.Module):
         self._decoders = [decoders]  # in a list: its temperature is no part of this module, and never sharded
         self.sharded = False
         _keep_states(model.network, not checkpointing)
-        if checkpointing:
+        if checkpointing and model.device.type == "cpu":
             cpu_memory.keep_few_shapes()
             cpu_memory.give_back_at_once()
 

@@ -223,7 +223,7 @@ def _step(
 ) -> dict[str, float]:
     began = time.perf_counter()
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate(step, config)
+        group["lr"] = learning_rate(step, config) * group["share"]
     done = []
     for part in range(config.accumulate):
         number = step * config.accumulate + part
@@ -304,9 +304,20 @@ def _optimizer(modules: Mapping[str, nn.Module], config: TrainConfig) -> torch.o
                 f"{name} would learn in {str(parameter.dtype)[6:]}, where small changes are lost; load the "
                 "model with dtype='float32' (precision='bfloat16' computes in it), or add adapters"
             )
+    rates = {
+        "network": config.learning_rate,
+        "decoders": config.decoder_learning_rate or config.learning_rate,
+    }
     groups = [
-        {"params": [p for p in parameters.values() if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters.values() if p.ndim <= 1], "weight_decay": 0.0},
+        {
+            "params": [
+                p for name, p in parameters.items() if name.startswith(part) and (p.ndim > 1) == decays
+            ],
+            "weight_decay": config.weight_decay if decays else 0.0,
+            "share": rates[part] / config.learning_rate,  # of the network's rate, at every step
+        }
+        for part in modules
+        for decays in (True, False)
     ]
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
     for parameter in parameters.values():

@@ -148,6 +148,19 @@ def test_matrices_decay_and_nothing_else():
     assert {group["betas"] for group in optimizer.param_groups} == {(0.9, 0.98)}
 
 
+def test_decoders_learn_at_a_rate_of_their_own():
+    parts = {"network": torch.nn.Linear(2, 2), "decoders": torch.nn.Linear(2, 2)}
+    for given, share in ((0, 1), (3e-4, 3)):
+        config = TrainConfig(steps=1, learning_rate=1e-4, decoder_learning_rate=given)
+        groups = _optimizer(parts, config).param_groups
+        shares = {id(p): group["share"] for group in groups for p in group["params"]}
+        for name, module in parts.items():
+            for parameter in module.parameters():
+                assert shares[id(parameter)] == pytest.approx(share if name == "decoders" else 1)
+    with pytest.raises(ValueError, match="decoder_learning_rate is -1; give 0 or more"):
+        TrainConfig(steps=1, decoder_learning_rate=-1)
+
+
 def test_unless_told_otherwise_a_run_is_what_the_recipe_was_tuned_for():
     expected = TrainConfig(1, 1e-3, 100, 0.05, (0.9, 0.98), 1.0, 0, 200, 100, 1, "float32")
     assert TrainConfig(steps=1) == expected
