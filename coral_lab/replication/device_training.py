@@ -153,6 +153,7 @@ def _step(model: Model, mode: Mode, pairs: int) -> dict[str, float]:
         torch.default_generator.manual_seed(0)  # what is hidden is drawn on the CPU
         made = make_batch(model, batch, heads.longest)
         terms = gradients(learner, made, mode.chunk, autocast)
+        del terms["padding"]  # no loss, and nothing to compare
     terms["gradient norm"] = torch.nn.utils.clip_grad_norm_(learning, 1.0).item()
     optimizer.step()
     optimizer.zero_grad()

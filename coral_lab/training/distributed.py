@@ -150,10 +150,11 @@ def whole(module: nn.Module) -> dict[str, Tensor]:
     """A module's state dict on the CPU, sharded parameters put together, on the first process; empty on the
     others. What is one parameter under two names stays one tensor.
     """
+    state = module.state_dict()  # first: it lets go of what FSDP2 put together
     parameters = dict(module.named_parameters(remove_duplicate=False))
     made: dict[int, Tensor] = {}
     found = {}
-    for name, tensor in module.state_dict().items():
+    for name, tensor in state.items():
         own = parameters.get(name, tensor)
         if id(own) not in made:
             full = own.full_tensor() if isinstance(own, DTensor) else own  # all take part

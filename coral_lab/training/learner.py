@@ -11,11 +11,13 @@ from collections.abc import Hashable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from typing import cast
 
 import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from coral_lab.models import cpu_memory
 from coral_lab.models.forward import forward, last_token, normalised, tokenize
@@ -145,7 +147,12 @@ class Learner(nn.Module):
     def embed(self, prompts: Sequence[Prompt]) -> Float[Tensor, "prompt dim"]:
         """Embeddings of prompts, L2-normalised in float32."""
         alone = PairBatch(tuple(prompts), (), (), torch.zeros(0, 0, dtype=torch.bool), torch.zeros(0, 0))
-        return normalised(self(alone, None, None, None)[0])
+        found = normalised(self(alone, None, None, None)[0])
+        if self.sharded:
+            # FSDP2 keeps what is outside the layers put together for a way back that does not come; states
+            # and checkpoints are of the parts.
+            cast(FSDPModule, self).reshard()
+        return found
 
     def _see(self, part: PairBatch) -> Vision:
         pixels, change = part.pictures_of(self.model), moving(self.model, part.moves)

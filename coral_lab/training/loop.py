@@ -332,9 +332,10 @@ def _optimizer(modules: Mapping[str, nn.Module], config: TrainConfig) -> torch.o
 def _tensors(modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """All that a state keeps: parameters, and Adam's moments of each."""
     found: dict[str, Any] = {}
+    moments = dict(optimizer.state)  # which has none for what it does not know, and says so
     for name, parameter in _parameters(modules).items():
         found[name] = parameter
-        found |= {f"{name}.{kind}": moment for kind, moment in optimizer.state[parameter].items()}
+        found |= {f"{name}.{kind}": moment for kind, moment in moments[parameter].items()}
     return found
 
 

@@ -35,7 +35,11 @@ def run(checkpoint: str, out: Path, mode: str) -> None:
     chunk = 1 if "cache" in parts else None
     step = StepConfig(CORAL, 8, chunk, negatives=1, checkpointing="checkpointing" in parts)
     precision = "bfloat16" if "bfloat16" in parts else "float32"
-    how = {"shard": "fsdp" in parts, "evaluate_every": STEPS, "precision": precision}
+    how = {
+        "shard": "fsdp" in parts,
+        "evaluate_every": 3 if "held" in parts else STEPS,
+        "precision": precision,
+    }
     config = TrainConfig(STEPS, learning_rate=1e-4, warmup=2, **how)
     held = 12 if "held" in parts else 0
     try:
