@@ -1,6 +1,7 @@
 """Pictures on their way to the vision tower, each distinct one opened and processed once."""
 
 import io
+import os
 import threading
 import warnings
 from collections.abc import Hashable, Iterable, Mapping
@@ -29,6 +30,9 @@ TOGETHER = 16
 """Pictures that a thread opens and processes: more of them would be put together in fresh memory each time,
 which takes as long as opening them.
 """
+
+THREADS = min(32, os.cpu_count() or 1)
+"""One a core: with more of them the same pictures take half as long again (benchmarks/sampler.py)."""
 
 Wanted = tuple[Picture | Sized, str]
 """A picture, and the name of its item."""
@@ -92,7 +96,7 @@ class Pixels:
             return self._looked_up(wanted)
 
     def _looked_up(self, wanted: Mapping[Hashable, tuple[Picture | Sized, str]]) -> dict[Hashable, Pixel]:
-        with ThreadPoolExecutor() as pool:
+        with ThreadPoolExecutor(THREADS) as pool:
             looks = dict(zip(wanted, pool.map(self._look, wanted, wanted.values()), strict=True))
             missing = {content: k for k, (content, _) in looks.items() if content not in self._kept}
             keys = list(missing.values())
