@@ -5,12 +5,13 @@ import io
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from coral_lab.errors import one_line, require
+from coral_lab.errors import MissingExtraError, one_line, require
 from coral_lab.sources.files import append_text, cell, cell_text, check_target, write_text
 from coral_lab.training import distributed
 
@@ -32,16 +33,16 @@ def tracker(name: str | None, out: Path, settings: Mapping[str, str]) -> Iterato
     if name is None or distributed.rank() > 0:
         yield lambda row: None
         return
-    require(name, "train")
+    if find_spec(name) is None:
+        raise MissingExtraError(f"tracker {name!r} is not installed; run: pip install {name}")
     require("accelerate", "train").PartialState()  # its trackers write on the first process, and ask who is
     from accelerate import tracking
 
     kind = getattr(tracking, TRACKERS[name])
     run = kind("coral_lab", logging_dir=str(out)) if name == "tensorboard" else kind("coral_lab", dir=out)
-    run.start()
-    run.store_init_configuration(
-        {k: v if isinstance(v, int | float) else str(v) for k, v in settings.items()}
-    )
+    if hasattr(run, "start"):  # in earlier versions they have begun by now
+        run.start()
+    run.store_init_configuration(dict(settings))
     try:
         yield lambda row: run.log({k: v for k, v in row.items() if k != "step"}, step=row["step"])
     finally:
