@@ -42,9 +42,7 @@ SWITCHES = {
 
 def add_to(commands: Any) -> None:
     """The two commands' parsers."""
-    parser = commands.add_parser(
-        "train", help="train a model on any dataset; goes on where it was stopped", argument_default=None
-    )
+    parser = commands.add_parser("train", help="train a model on any dataset; goes on where it was stopped")
     parser.set_defaults(command=train, into_folder=True)
     parser.add_argument(
         "--config", help="a TOML file of these options, or one that ships: see docs; options given here win"
