@@ -30,8 +30,8 @@ def give_back() -> None:
 
 
 def give_back_at_once() -> None:
-    """From now on, let malloc take tensors of a MB from the system and hand them back when they are gone: of
-    the 3B's layers, worked out one after the other, it kept 2 GB (benchmarks/train_memory.py).
+    """From now on, let malloc take tensors of a MB from the system and hand them back when they are gone: it
+    would keep much of what the 3B's layers take, worked out one after the other (benchmarks/train_memory.py).
     """
     _glibc("mallopt", _MMAP_THRESHOLD, LARGE)
 

@@ -27,12 +27,10 @@ to know.
 """
 
 TOGETHER = 16
-"""Pictures that a thread opens and processes: more of them would be put together in fresh memory each time,
-which takes as long as opening them.
-"""
+"""Pictures that a thread opens and processes: few enough to be put together in memory that is used again."""
 
 THREADS = min(32, os.cpu_count() or 1)
-"""One a core: with more of them the same pictures take half as long again (benchmarks/sampler.py)."""
+"""One a core: more of them are in one another's way (benchmarks/sampler.py, with another number here)."""
 
 Wanted = tuple[Picture | Sized, str]
 """A picture, and the name of its item."""
