@@ -27,7 +27,7 @@ from coral_lab import Condition, Product, Query, Settings, dataset, encode, load
 from coral_lab.mini.architecture import untrained
 from coral_lab.mini.recipe import corpus
 from coral_lab.models.cpu_linear import linear
-from coral_lab.models.loading import Model
+from coral_lab.models.model import Model
 from coral_lab.models.saving import save
 
 RUNS = 5

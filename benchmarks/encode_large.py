@@ -30,7 +30,8 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from coral_lab import Condition, Product, Query, dataset, messages
 from coral_lab.mini.architecture import untrained
 from coral_lab.mini.recipe import corpus
-from coral_lab.models.loading import Model, make_quick
+from coral_lab.models.loading import make_quick
+from coral_lab.models.model import Model
 
 encode.SIZES = (252,)  # pixels a side: each picture takes seconds
 

@@ -33,7 +33,7 @@ from coral_lab.metrics import estimate, paired_difference
 from coral_lab.mini.architecture import untrained
 from coral_lab.mini.recipe import corpus
 from coral_lab.models import cpu_linear, embedding, quantizing, vision
-from coral_lab.models.loading import Model
+from coral_lab.models.model import Model
 from coral_lab.models.saving import save
 from coral_lab.retrieval import Index
 

@@ -29,7 +29,7 @@ from table import keep, ratios, row
 
 from coral_lab import Condition, Product, Query, Settings, dataset, encode, load
 from coral_lab.models import cpu_linear, embedding, prefixes, window_attention
-from coral_lab.models.loading import Model
+from coral_lab.models.model import Model
 
 NEVER = 10**9
 Items = Sequence[Product | Query]

@@ -22,7 +22,8 @@ from table import keep, megabytes, row
 
 import coral_lab as cl
 from coral_lab.models.checkpoint_files import checked
-from coral_lab.models.loading import Model, checkpoint_folder
+from coral_lab.models.loading import checkpoint_folder
+from coral_lab.models.model import Model
 from coral_lab.query import Product
 from coral_lab.replication import report
 from coral_lab.study.geometry import umap

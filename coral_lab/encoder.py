@@ -17,10 +17,13 @@ from tqdm.auto import tqdm
 
 from coral_lab.errors import ItemError, NotFiniteError
 from coral_lab.models.embedding import embed
-from coral_lab.models.inputs import Item, prompt
-from coral_lab.models.loading import Model
+from coral_lab.models.families import PLAIN
+from coral_lab.models.inputs import Prompt, conversation, prompt_of
+from coral_lab.models.model import Model
+from coral_lab.models.protocol import Conversation, Embedder, Item, fingerprint_of
 from coral_lab.prompts import Format
 from coral_lab.query import Product, Query
+from coral_lab.sources.border import brief
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +69,7 @@ class Encoded:
 
 
 def encode(
-    model: Model,
+    model: Embedder,
     items: Item | Iterable[Item | Any],
     format: str | Format = "seq",
     settings: Settings = Settings(),
@@ -87,7 +90,7 @@ def encode(
 
 
 def encode_all(
-    model: Model,
+    model: Embedder,
     items: Item | Iterable[Item | Any],
     format: str | Format = "seq",
     settings: Settings = Settings(),
@@ -101,21 +104,21 @@ def encode_all(
             raise error
         skipped[i] = error
 
-    prompts = _attempt(items, lambda i, item: prompt(model, item, format, f"item {i}"), refuse)
+    asked = _attempt(items, lambda i, item: _asked(model, item, format, f"item {i}"), refuse)
     embeddings = np.full((len(items), model.dim), np.nan, np.float32)
     keeper = None
-    if settings.place:
+    if settings.place and _can_be_kept(model):
         from coral_lab.store.keeping import Keeper
 
-        keeper = Keeper(settings.place, items, prompts, model)
+        keeper = Keeper(settings.place, items, asked, model)
         keeper.look_up(embeddings, refuse)
-    todo = {i for i in prompts if i not in skipped and not (keeper and i in keeper.present)}
+    todo = {i for i in asked if i not in skipped and not (keeper and i in keeper.present)}
     show = settings.progress if settings.progress is not None else len(todo) >= 4 * settings.batch_size
     bar = progress_bar(show, total=len(items), initial=len(items) - len(todo), desc="encode", unit="item")
     with torch.inference_mode(), bar:
         try:
-            for some, done in embed(model, prompts, len(items), todo, settings.batch_size, refuse):
-                _check_finite(model, [prompts[i].name for i in some], done)
+            for some, done in embed(model, asked, len(items), todo, settings.batch_size, refuse):
+                _check_finite(model, [asked[i].name for i in some], done)
                 embeddings[some] = done
                 bar.update(len(some))
                 if keeper:
@@ -126,7 +129,20 @@ def encode_all(
     return Encoded(embeddings, tuple(sorted(skipped.items())))
 
 
-def _check_finite(model: Model, names: Sequence[str], embeddings: Float32[np.ndarray, "item dim"]) -> None:
+def _asked(model: Embedder, item: Item | Any, format: str | Format, name: str) -> Prompt | Conversation:
+    """An item as the model's family words it and, of a model that was loaded here, its chat template."""
+    said = conversation(item, format, name, getattr(model, "family", PLAIN))
+    return prompt_of(model, said) if isinstance(model, Model) else said
+
+
+def _can_be_kept(model: Embedder) -> bool:
+    if isinstance(model, Model) or fingerprint_of(model) is not None:
+        return True
+    log.warning("%s has no fingerprint: its embeddings are not kept", brief(model.name))
+    return False
+
+
+def _check_finite(model: Embedder, names: Sequence[str], embeddings: Float32[np.ndarray, "item dim"]) -> None:
     """Nothing that is not a number is handed out or kept. Raises NotFiniteError naming items, dtype and
     the way out.
     """
@@ -134,7 +150,7 @@ def _check_finite(model: Model, names: Sequence[str], embeddings: Float32[np.nda
     if not len(bad):
         return
     shown = ", ".join(names[i] for i in bad[:2])[:90] + (f" and {len(bad) - 2} more" if len(bad) > 2 else "")
-    dtype = str(model.dtype).removeprefix("torch.")
+    dtype = str(getattr(model, "dtype", "numbers")).removeprefix("torch.")
     way = "load it with dtype='bfloat16' or 'float32'" if dtype == "float16" else "its weights may be damaged"
     raise NotFiniteError(f"{shown}: the embedding is not finite in {dtype} by {model.name[-60:]!r}; {way}")
 

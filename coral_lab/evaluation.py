@@ -15,7 +15,8 @@ from coral_lab import metrics
 from coral_lab.encoder import Settings, encode_all
 from coral_lab.errors import ItemError, ModelMismatchError, one_line
 from coral_lab.metrics import Estimate
-from coral_lab.models.loading import Model, same_embeddings
+from coral_lab.models.model import same_embeddings
+from coral_lab.models.protocol import Embedder
 from coral_lab.prompts import Format, format_name
 from coral_lab.query import Product, Query, name_of
 from coral_lab.retrieval import Index, index, ranking
@@ -180,7 +181,7 @@ def _metric_row(group: str, value: object, frame: pd.DataFrame) -> dict:
 
 
 def evaluate(
-    model: Model,
+    model: Embedder,
     queries: Iterable[Query],
     products: Iterable[Product] | Index,
     format: str | Format | None = None,

@@ -140,20 +140,28 @@ def parts(item: Product | Query, format: str | Format = "seq") -> list[Part]:
     a picture stands for nothing. Raises ItemError for an item of which nothing is left and for what is no
     part, ValueError for an unknown format.
     """
-    joined: list[Part] = []
-    for part in candidate(item) if isinstance(item, Product) else _formatted(item, format):
+    found = candidate(item) if isinstance(item, Product) else formatted(item, format)
+    return joined(found, name_of(item))
+
+
+def joined(found: Iterable[Part], name: str) -> list[Part]:
+    """Texts joined where they meet, without what stands for nothing. Raises ItemError, calling the item by
+    `name`, if nothing is left.
+    """
+    left: list[Part] = []
+    for part in found:
         if isinstance(part, Product) and part.image is None:
             continue
-        if isinstance(part, str) and joined and isinstance(joined[-1], str):
-            joined[-1] += part
-        else:
-            joined.append(part)
-    if not any(part.strip() if isinstance(part, str) else True for part in joined):
-        raise ItemError(name_of(item), "its format gives neither text nor picture; yield at least one part")
-    return joined
+        if isinstance(part, str) and left and isinstance(left[-1], str):
+            left[-1] += part
+        elif part != "":
+            left.append(part)
+    if not any(part.strip() if isinstance(part, str) else True for part in left):
+        raise ItemError(name, "its format gives neither text nor picture; yield at least one part")
+    return left
 
 
-def _formatted(query: Query, format: str | Format) -> Iterable[Part]:
+def formatted(query: Query, format: str | Format) -> Iterable[Part]:
     """What a format makes of a query; a format of the user's own is checked as any text that comes in."""
     found = format_of(format)(query)
     return found if isinstance(format, str) else _checked(found, name_of(query))

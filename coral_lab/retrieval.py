@@ -10,7 +10,7 @@ from jaxtyping import Float32, Int64
 
 from coral_lab.encoder import UNKEPT, Settings, encode, encode_all
 from coral_lab.errors import ItemError
-from coral_lab.models.loading import Model
+from coral_lab.models.protocol import Embedder
 from coral_lab.prompts import Format, format_name, format_of
 from coral_lab.query import Product, Query, name_of
 from coral_lab.results import Hits, hits
@@ -30,7 +30,7 @@ class Index:
     which products could not be used, if that was allowed; they are not among `products`.
     """
 
-    model: Model
+    model: Embedder
     products: Sequence[Product]
     embeddings: Float32[np.ndarray, "product dim"]
     format: str | Format = "seq"
@@ -92,7 +92,7 @@ class Index:
 
 
 def index(
-    model: Model,
+    model: Embedder,
     products: Iterable[Product],
     format: str | Format = "seq",
     settings: Settings = Settings(),

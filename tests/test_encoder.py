@@ -40,7 +40,7 @@ def plain(random_folder):
     """The same checkpoint loaded by transformers alone."""
     from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
-    from coral_lab.models.loading import Model
+    from coral_lab.models.model import Model
 
     network = Qwen2_5_VLForConditionalGeneration.from_pretrained(random_folder, dtype="auto")
     return Model("plain", network.eval(), AutoProcessor.from_pretrained(random_folder))

@@ -103,7 +103,8 @@ def _given(options: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
 
 
 def train(options: argparse.Namespace) -> None:
-    from coral_lab.models.loading import load, with_most_pixels
+    from coral_lab.models.loading import load
+    from coral_lab.models.model import with_most_pixels
     from coral_lab.models.sharing import check_repository, push_to_hub
     from coral_lab.sources.opening import dataset
     from coral_lab.training import distributed

@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from coral_lab.models import cpu_linear
-from coral_lab.models.loading import Model
+from coral_lab.models.model import Model
 
 PIXELS = 84 * 84
 VOCABULARY = 2048

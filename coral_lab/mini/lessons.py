@@ -25,7 +25,7 @@ from coral_lab.mini.queries import stated
 from coral_lab.mini.titles import ATTRIBUTES, VISUAL, named_in_title
 from coral_lab.models.forward import tokenize
 from coral_lab.models.inputs import Item, prompt
-from coral_lab.models.loading import Model
+from coral_lab.models.model import Model
 from coral_lab.models.prefixes import by_length, forward_last
 from coral_lab.models.vision import vision_of
 from coral_lab.query import Product, Query

@@ -14,7 +14,7 @@ from coral_lab.mini.lessons import SLOTS, UNKNOWN, Lesson, picture_lesson, title
 from coral_lab.mini.titles import retitle
 from coral_lab.models.forward import tokenize
 from coral_lab.models.inputs import Item, prompt
-from coral_lab.models.loading import Model
+from coral_lab.models.model import Model
 from coral_lab.models.pixels import key
 from coral_lab.models.vision import vision_of
 from coral_lab.prompts import LANGUAGES

@@ -31,7 +31,8 @@ from coral_lab.mini.merit_mini import catalogue
 from coral_lab.mini.pairs import fewer, mini_pairs, sometimes_retitled, varied
 from coral_lab.mini.titles import named_in_title, retitle
 from coral_lab.models.inputs import prompt
-from coral_lab.models.loading import Model, best_device, load
+from coral_lab.models.loading import best_device, load
+from coral_lab.models.model import Model
 from coral_lab.prompts import LANGUAGES, parts
 from coral_lab.query import Dataset, Product, Query
 from coral_lab.training import distributed

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 from coral_lab import public
 
 if TYPE_CHECKING:
-    from coral_lab.models.loading import Model as Model
     from coral_lab.models.loading import best_device as best_device
     from coral_lab.models.loading import load as load
     from coral_lab.models.loading import make_quick as make_quick
-    from coral_lab.models.loading import same_embeddings as same_embeddings
+    from coral_lab.models.model import Model as Model
+    from coral_lab.models.model import same_embeddings as same_embeddings
     from coral_lab.models.saving import save as save
 
 __getattr__, __dir__, __all__ = public(__name__, __file__)

@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_limits
 from coral_lab.errors import ItemError
 from coral_lab.models.forward import token_ids
 from coral_lab.models.inputs import Prompt
-from coral_lab.models.loading import Model
+from coral_lab.models.model import Model
 from coral_lab.models.pixels import Pixel, key
 from coral_lab.models.vision import Vision, vision_of_pixels
 

@@ -1,6 +1,6 @@
 """A checkpoint's files, looked through once, where they enter: its config and the headers of its weights say
-whether it is a whole checkpoint of a family that is read (`families.py`) before a weight is read or memory is
-taken.
+whether it is a whole checkpoint of an architecture that is read (`architectures.py`) before a weight is read
+or memory is taken.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,7 +18,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming, rename_source_key
 from transformers.utils import logging as transformers_logging
 
-from coral_lab.models.families import FAMILIES, QWEN2_5_VL, QWEN3_VL, Family
+from coral_lab.models.architectures import ARCHITECTURES, QWEN2_5_VL, QWEN3_VL, Architecture
 from coral_lab.models.folder_files import brief, few, look_over, read_json, refused
 
 CHOSEN_HERE = ("auto_map", "attn_implementation", "experts_implementation", "transformers_weights")
@@ -26,7 +26,7 @@ CHOSEN_HERE = ("auto_map", "attn_implementation", "experts_implementation", "tra
 
 Shape = tuple[int, ...]
 MOST_NUMBERS = 2**20
-"""Of what is worked out when loading; those of the families are below a thousand."""
+"""Of what is worked out when loading; those of the architectures are below a thousand."""
 
 LONGEST_HEADER = 2**23
 """Bytes of what a weights file says of its tensors; one of Qwen2.5-VL-72B has 20,000."""
@@ -36,11 +36,11 @@ FLOATS = {"F64", "F32", "F16", "BF16"}
 
 @dataclass(frozen=True)
 class Checked:
-    """What a whole checkpoint says of itself: its family, its config for transformers, the dtype it was saved
-    in, and what in it has no use here.
+    """What a whole checkpoint says of itself: its architecture, its config for transformers, the dtype it was
+    saved in, and what in it has no use here.
     """
 
-    family: Family
+    architecture: Architecture
     config: PreTrainedConfig
     dtype: torch.dtype | None
     unused: tuple[str, ...]
@@ -66,7 +66,7 @@ def checked(folder: Path) -> Checked:
     """
     look_over(folder)
     raw = read_json(folder / "config.json")
-    family = _family(folder, raw.get("architectures"))
+    architecture = _architecture(folder, raw.get("architectures"))
     if raw.get("quantization_config"):
         raise refused(folder, "is quantised (quantization_config)", "use the checkpoint it was made from")
     generation = folder / "generation_config.json"  # transformers reads it last of all
@@ -74,12 +74,12 @@ def checked(folder: Path) -> Checked:
         read_json(generation)
     shapes = weight_shapes(folder)
     _refuse_more_layers(folder / "config.json", raw, len(shapes))
-    settings = _take_leftovers(raw, family)
+    settings = _take_leftovers(raw, architecture)
     try:
         with only_errors(), torch.device("meta"):
-            config: Any = family.kinds[0].from_dict(raw)
-            network = family.network(config)
-        _check_what_no_shape_says(config.text_config, config.vision_config, family)
+            config: Any = architecture.kinds[0].from_dict(raw)
+            network = architecture.network(config)
+        _check_what_no_shape_says(config.text_config, config.vision_config, architecture)
         _check_what_no_file_has(network)
         dtype = config.dtype
         if dtype is None:  # Qwen3-VL's says it of the text alone
@@ -88,20 +88,20 @@ def checked(folder: Path) -> Checked:
             raise ValueError(f"dtype is {dtype!r}, wanted float32, bfloat16 or float16")
     except Exception as error:  # transformers checks some fields by types of its own, others by failing
         raise refused(
-            folder / "config.json", f"does not fit {family.title}: {brief(error)}", "copy it again"
+            folder / "config.json", f"does not fit {architecture.title}: {brief(error)}", "copy it again"
         ) from error
     config.name_or_path = str(folder)
     spare = _spare_weights(folder, network, shapes)
     counted = {"settings of config.json": settings, "weights": spare}
     unused = (f"{len(names)} {what} ({few(names)})" for what, names in counted.items() if names)
-    return Checked(family, config, dtype, tuple(unused))
+    return Checked(architecture, config, dtype, tuple(unused))
 
 
-def _family(folder: Path, architectures: Any) -> Family:
-    for name, family in FAMILIES.items():
+def _architecture(folder: Path, architectures: Any) -> Architecture:
+    for name, architecture in ARCHITECTURES.items():
         if architectures == [name]:
-            return family
-    *others, last = FAMILIES
+            return architecture
+    *others, last = ARCHITECTURES
     found = brief(f"is a {architectures} checkpoint", 120)
     raise refused(folder, found, f"coral_lab reads {', '.join(others)} and {last} only")
 
@@ -184,20 +184,20 @@ def _refuse_more_layers(file: Path, raw: Mapping[str, Any], weights: int) -> Non
                 raise refused(file, says, "download it again")
 
 
-def _check_what_no_shape_says(text: Any, vision: Any, family: Family) -> None:
+def _check_what_no_shape_says(text: Any, vision: Any, architecture: Architecture) -> None:
     """How a head's places are divided among time, height and width, how wide a window is, and which layers of
     the vision tower the text model reads besides the last.
     """
-    own = text.head_dim if family is QWEN3_VL else text.hidden_size // text.num_attention_heads
+    own = text.head_dim if architecture is QWEN3_VL else text.hidden_size // text.num_attention_heads
     half = own // 2
-    section = text.rope_parameters.get("mrope_section", list(family.sections))
+    section = text.rope_parameters.get("mrope_section", list(architecture.sections))
     if not isinstance(section, list) or not all(isinstance(n, int) for n in section) or sum(section) != half:
         raise ValueError(f"mrope_section is {section!r}, wanted three numbers with the sum {half}")
-    if family is QWEN2_5_VL:
+    if architecture is QWEN2_5_VL:
         token = vision.patch_size * vision.spatial_merge_size
         if not token <= vision.window_size <= 64 * token:
             raise ValueError(f"window_size is {vision.window_size}, wanted a few times {token}")
-    if family is QWEN3_VL:
+    if architecture is QWEN3_VL:
         _check_deepstack(vision, text.num_hidden_layers)
 
 
@@ -225,9 +225,9 @@ def _check_what_no_file_has(network: Any) -> None:
         raise ValueError(f"it asks for {size:,} frequencies, more than {MOST_NUMBERS:,}")
 
 
-def _take_leftovers(raw: dict[str, Any], family: Family) -> list[str]:
+def _take_leftovers(raw: dict[str, Any], architecture: Architecture) -> list[str]:
     """Take out of a config what transformers' has no field for and might take for a part of the model."""
-    kinds: Any = family.kinds
+    kinds: Any = architecture.kinds
     known = {field.name for kind in kinds for field in fields(kind)} | {"rope_scaling"}
     # code is never run, attention is chosen when loading, and weights have one name
     for part in _parts(raw):

@@ -1,5 +1,5 @@
-"""Prompts to embeddings, batch by batch: the quick path, and a plain one that asks transformers for nothing
-private.
+"""Prompts and conversations to embeddings, batch by batch: the quick path, a plain one that asks transformers
+for nothing private, and what a model of another kind does itself.
 """
 
 import logging
@@ -13,9 +13,10 @@ from jaxtyping import Float32
 
 from coral_lab.errors import ItemError
 from coral_lab.models.forward import call_cost, normalised
-from coral_lab.models.inputs import Prompt
-from coral_lab.models.loading import Model
+from coral_lab.models.inputs import Prompt, prompt_of
+from coral_lab.models.model import Model
 from coral_lab.models.pixels import as_on_the_card
+from coral_lab.models.protocol import Conversation, Embedder, rows
 
 log = logging.getLogger(__name__)
 
@@ -32,17 +33,48 @@ Embedded = Iterator[tuple[list[int], Float32[np.ndarray, "row dim"]]]
 
 
 def embed(
-    model: Model, prompts: Mapping[int, Prompt], count: int, todo: set[int], batch_size: int, refuse: Refuse
+    model: Embedder,
+    asked: Mapping[int, Any],
+    count: int,
+    todo: set[int],
+    batch_size: int,
+    refuse: Refuse,
 ) -> Embedded:
-    """Places and embeddings of the prompts `todo`, of `count` items in all; what cannot be used is given to
-    `refuse`.
+    """Places and embeddings of what is `todo`, of `count` items in all; what cannot be used is given to
+    `refuse`. A model that was loaded here is asked by prompts, another by conversations.
 
     What is missing of a window is batched as if it had never been stopped: a run commits whole batches in
     this same order. Out of memory on a GPU halves the batch, with a warning.
     """
     window = batch_size * WINDOW
     windows = [[i for i in range(at, min(at + window, count)) if i in todo] for at in range(0, count, window)]
-    yield from (_quickly if model.quick else _plainly)(model, prompts, windows, batch_size, refuse)
+    if not isinstance(model, Model):
+        waiting = [
+            window[at : at + batch_size] for window in windows for at in range(0, len(window), batch_size)
+        ]
+        yield from _in_turn(waiting, lambda some: rows(model, [asked[i] for i in some]), refuse)
+    elif model.quick:
+        yield from _quickly(model, asked, windows, batch_size, refuse)
+    else:
+        yield from _plainly(model, asked, windows, batch_size, refuse)
+
+
+def embedded(
+    model: Model, conversations: Sequence[Conversation], batch_size: int
+) -> Float32[np.ndarray, "conversation dim"]:
+    """What a loaded model makes of conversations, in their order. Raises ItemError for one that cannot be
+    read.
+    """
+    asked = {i: prompt_of(model, said) for i, said in enumerate(conversations)}
+    found = np.empty((len(asked), model.dim), np.float32)
+
+    def refuse(_: int, error: ItemError) -> None:
+        raise error
+
+    with torch.inference_mode():
+        for some, done in embed(model, asked, len(asked), set(asked), batch_size, refuse):
+            found[some] = done
+    return found
 
 
 def _quickly(
@@ -90,25 +122,34 @@ def _plainly(
     model: Model, prompts, windows: Sequence[list[int]], batch_size: int, refuse: Refuse
 ) -> Embedded:
     """One call of processor and network a batch, as on the model card; items of like length together."""
+    waiting = []
     for window in windows:
         order = sorted(window, key=lambda i: (len(prompts[i].pictures), len(prompts[i].text)))
-        waiting = [order[at : at + batch_size] for at in range(0, len(order), batch_size)]
-        while waiting:
-            some, *rest = waiting
-            try:
-                yield some, _as_on_the_card(model, [prompts[i] for i in some])
+        waiting += [order[at : at + batch_size] for at in range(0, len(order), batch_size)]
+    yield from _in_turn(waiting, lambda some: _as_on_the_card(model, [prompts[i] for i in some]), refuse)
+
+
+def _in_turn(waiting: Sequence[list[int]], call: Callable[[list[int]], Any], refuse: Refuse) -> Embedded:
+    """Batches of places by one call each, halved where memory runs out, and one by one where an item cannot
+    be used.
+    """
+    waiting = list(waiting)
+    while waiting:
+        some, *rest = waiting
+        try:
+            yield some, call(some)
+            waiting = rest
+        except torch.OutOfMemoryError:
+            if len(some) == 1:
+                raise
+            _give_up_half(len(some))
+            waiting = [some[: len(some) // 2], some[len(some) // 2 :], *rest]
+        except ItemError as error:
+            if len(some) == 1:
+                refuse(some[0], error)
                 waiting = rest
-            except torch.OutOfMemoryError:
-                if len(some) == 1:
-                    raise
-                _give_up_half(len(some))
-                waiting = [some[: len(some) // 2], some[len(some) // 2 :], *rest]
-            except ItemError as error:
-                if len(some) == 1:
-                    refuse(some[0], error)
-                    waiting = rest
-                else:
-                    waiting = [*([i] for i in some), *rest]
+            else:
+                waiting = [*([i] for i in some), *rest]
 
 
 def _as_on_the_card(model: Model, prompts: Sequence[Prompt]) -> Float32[np.ndarray, "prompt dim"]:
@@ -123,7 +164,7 @@ def _as_on_the_card(model: Model, prompts: Sequence[Prompt]) -> Float32[np.ndarr
         images=images or None,
         padding=True,
         return_tensors="pt",
-        **model.family.pictures,
+        **model.architecture.pictures,
     )
     longest = model.longest
     for prompt, mask in zip(prompts, inputs["attention_mask"], strict=True):

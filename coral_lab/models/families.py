@@ -1,98 +1,104 @@
-"""The model families that are read, as data: what transformers calls their parts, and what each does its own
-way. What is not said here is alike in them: names of weights, last-token pooling, positions in three axes.
+"""Model families: checkpoints of a known architecture that are asked in words of their own, as data.
+
+An embedding is always the last hidden state of the text's last token. Models that read another place are
+asked up to that place: text that follows it is not seen from there.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
-from transformers import (
-    PreTrainedConfig,
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
-    Qwen2_5_VLProcessor,
-    Qwen2_5_VLTextConfig,
-    Qwen2_5_VLVisionConfig,
-    Qwen2VLConfig,
-    Qwen2VLForConditionalGeneration,
-    Qwen2VLProcessor,
-    Qwen2VLTextConfig,
-    Qwen2VLVideoProcessor,
-    Qwen2VLVisionConfig,
-    Qwen3VLConfig,
-    Qwen3VLForConditionalGeneration,
-    Qwen3VLProcessor,
-    Qwen3VLTextConfig,
-    Qwen3VLVideoProcessor,
-    Qwen3VLVisionConfig,
-)
+from coral_lab.errors import ItemError
+from coral_lab.prompts import Format, Part, Pasted, formatted, joined
+from coral_lab.query import Product, Query, name_of
 
-Network = (
-    Qwen2_5_VLForConditionalGeneration | Qwen2VLForConditionalGeneration | Qwen3VLForConditionalGeneration
-)
-Processor = Qwen2_5_VLProcessor | Qwen2VLProcessor | Qwen3VLProcessor
+
+@dataclass(frozen=True)
+class Turn:
+    """The words around an item: a system turn ("" for what the chat template says by itself), and what comes
+    before it, between its picture and its title, and after it.
+
+    In `after`, {what} is what was shown: "image", "sentence", or "image and sentence".
+    """
+
+    system: str = ""
+    before: str = ""
+    between: str = ""
+    after: str = ""
 
 
 @dataclass(frozen=True)
 class Family:
-    """One architecture: transformers' classes for it, and where it differs from the others.
+    """How a family's checkpoints are asked, and which they are.
 
-    `kinds` are its configs, of the whole, of text and of vision. `sections` are how a head's places are
-    divided among time, height and width where a config does not say. `pictures` is handed to the processor
-    with pictures that qwen-vl-utils has resized. `quick` says whether this room's quick path is for it.
+    `ending` follows what the chat template writes, which is the checkpoint's own unless `template` is one.
+    Queries with more pictures than `most_pictures` are asked with one pasted picture (the paper's *Cat*).
+    `limits` are a picture's, by qwen-vl-utils' names. `repositories` are the hub ids of its checkpoints, and
+    `source` says where all this is published.
     """
 
+    name: str
     title: str
-    kinds: tuple[type[PreTrainedConfig], type[PreTrainedConfig], type[PreTrainedConfig]]
-    network: type[Network]
-    processor: type[Processor]
-    video_processor: type[Qwen2VLVideoProcessor | Qwen3VLVideoProcessor] = Qwen2VLVideoProcessor
-    sections: tuple[int, int, int] = (16, 24, 24)
-    pictures: Mapping[str, bool] = field(default_factory=dict)
-    quick: bool = False
+    query: Turn = Turn()
+    product: Turn = Turn()
+    ending: str = ""
+    template: str | None = None
+    most_pictures: int | None = None
+    limits: tuple[tuple[str, int], ...] = ()
+    repositories: tuple[str, ...] = ()
+    source: str = ""
 
 
-QWEN2_5_VL = Family(
-    "Qwen2.5-VL",
-    (Qwen2_5_VLConfig, Qwen2_5_VLTextConfig, Qwen2_5_VLVisionConfig),
-    Qwen2_5_VLForConditionalGeneration,
-    Qwen2_5_VLProcessor,
-    quick=True,
-)
-QWEN2_VL = Family(
-    "Qwen2-VL",
-    (Qwen2VLConfig, Qwen2VLTextConfig, Qwen2VLVisionConfig),
-    Qwen2VLForConditionalGeneration,
-    Qwen2VLProcessor,
-)
-QWEN3_VL = Family(
-    "Qwen3-VL",
-    (Qwen3VLConfig, Qwen3VLTextConfig, Qwen3VLVisionConfig),
-    Qwen3VLForConditionalGeneration,
-    Qwen3VLProcessor,
-    Qwen3VLVideoProcessor,
-    sections=(24, 20, 20),
-    # As its README and Qwen3-VL-Embedding's code do: the processor's own limits would enlarge small pictures
-    # (github.com/QwenLM/Qwen3-VL, "pass `do_resize=False` to the processor"). CORAL's card does not.
-    pictures={"do_resize": False},
+PLAIN = Family("plain", "a model of no family")
+"""An item as it is: a product's picture and title, a query's format."""
+
+CORAL = Family(
+    "coral",
+    "CORAL",
+    product=Turn(before="Represent the given product: ", between="\n "),
+    repositories=("Bia/CORAL",),
+    source="the model card, huggingface.co/Bia/CORAL",
 )
 
-FAMILIES = {family.network.__name__: family for family in (QWEN2_5_VL, QWEN2_VL, QWEN3_VL)}
-"""By the architecture that a checkpoint's config.json names."""
+FAMILIES: Mapping[str, Family] = MappingProxyType({own.name: own for own in (CORAL, PLAIN)})
+"""By the name that `load` takes as `family`."""
 
 
-def family_of(config: PreTrainedConfig | Any) -> Family:
-    """Of a network's config. Raises ValueError for one of another model."""
-    for family in FAMILIES.values():
-        if isinstance(config, family.kinds[0]):
-            return family
-    titles = ", ".join(family.title for family in FAMILIES.values())
-    raise ValueError(f"{type(config).__name__} is of no family that is read; give one of {titles}")
+def worded(item: Product | Query, format: str | Format, family: Family) -> tuple[dict[str, Any], ...]:
+    """Chat messages about an item in the family's words, pictures as the item has them.
+
+    Raises ItemError for an item of which nothing is left, and for pictures that cannot be pasted together
+    where the family takes fewer.
+    """
+    turn = family.product if isinstance(item, Product) else family.query
+    own = _pasted([part for part in _parts(item, format, turn.between) if part != ""], name_of(item), family)
+    shown = {"sentence" if isinstance(part, str) else "image" for part in own}
+    said = joined((turn.before, *own, turn.after.format(what=" and ".join(sorted(shown)))), name_of(item))
+    system = [{"role": "system", "content": [_entry(turn.system)]}] if turn.system else []
+    return *system, {"role": "user", "content": [_entry(part) for part in said]}
 
 
-def check_quick(family: Family, name: str) -> None:
-    """Raises ValueError for a family without the quick path."""
-    if not family.quick:
-        only = ", ".join(own.title for own in FAMILIES.values() if own.quick)
-        problem = f"{name} is {family.title}, and quick embeddings are for {only} only"
-        raise ValueError(f"{problem}; use quick=False, which gives the same")
+def _parts(item: Product | Query, format: str | Format, between: str) -> Iterator[Part]:
+    found = (
+        formatted(item, format) if isinstance(item, Query) else (item, item.title and between + item.title)
+    )
+    yield from (part for part in found if not isinstance(part, Product) or part.image is not None)
+
+
+def _pasted(own: list[Part], name: str, family: Family) -> list[Part]:
+    """As the format `cat` has it, if there are more pictures than the family takes."""
+    pictures = [part for part in own if not isinstance(part, str)]
+    if family.most_pictures is None or len(pictures) <= family.most_pictures:
+        return own
+    products = tuple(part for part in pictures if isinstance(part, Product))
+    if len(products) < len(pictures):
+        problem = f"shows {len(pictures)} pictures, and {family.title} takes {family.most_pictures}"
+        raise ItemError(name, f"{problem}; use a format that shows products")
+    return [Pasted(products), *(part for part in own if isinstance(part, str))]
+
+
+def _entry(part: Part) -> dict[str, Any]:
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    return {"type": "image", "image": part.image if isinstance(part, Product) else part}

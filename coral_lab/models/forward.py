@@ -13,7 +13,7 @@ from transformers import BatchEncoding
 
 from coral_lab.errors import ItemError
 from coral_lab.models.inputs import Prompt
-from coral_lab.models.loading import Model
+from coral_lab.models.model import Model
 from coral_lab.models.pixels import key
 from coral_lab.models.vision import Vision
 

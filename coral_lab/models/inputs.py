@@ -1,21 +1,20 @@
-"""From items to prompts: what the chat template writes, and the pictures that go with it. Nothing is opened
-yet.
+"""From items to conversations, as a model's family words them, and to prompts: what the chat template writes,
+and the pictures that go with it. Nothing is opened yet.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from coral_lab.errors import ItemError
-from coral_lab.images import MAX_PIXELS, Picture, Sized
-from coral_lab.models.loading import Model
+from coral_lab.images import MAX_PIXELS, Picture, Sized, digest
+from coral_lab.models.families import PLAIN, Family, worded
+from coral_lab.models.model import Model
+from coral_lab.models.protocol import LIMITS, Conversation, Item, identity_of
 from coral_lab.models.templates import render
-from coral_lab.prompts import Format, parts
+from coral_lab.prompts import Format
 from coral_lab.query import Product, Query, name_of
 from coral_lab.sources.border import brief, text_of
-
-Item = Product | Query | Sequence[dict]
-"""What can be encoded: a product, a query, or chat messages as the model card builds them."""
 
 
 @dataclass(frozen=True)
@@ -26,50 +25,74 @@ class Prompt:
     text: str
     pictures: tuple[Picture | Sized, ...]
 
+    @property
+    def identity(self) -> str:
+        """A digest of text and pictures. Raises ItemError for a picture that cannot be read."""
+        return digest([self.text, *(identity_of(picture, self.name) for picture in self.pictures)])
+
+
+def conversation(
+    item: Item | Any, format: str | Format = "seq", name: str = "messages", family: Family = PLAIN
+) -> Conversation:
+    """The item as the family words it; `name` is what errors call raw messages, which stay as they are.
+
+    Raises ItemError for messages without content, for videos, and for more pictures than the family takes.
+    """
+    if isinstance(item, Product | Query):
+        return Conversation(name_of(item), worded(item, format, family), item)
+    found = Conversation(name, _chat(item, name))
+    if family.most_pictures is not None and len(found.pictures) > family.most_pictures:
+        problem = f"shows {len(found.pictures)} pictures, and {family.title} takes {family.most_pictures}"
+        raise ItemError(name, f"{problem}; paste them together")
+    return found
+
 
 def prompt(model: Model, item: Item | Any, format: str | Format = "seq", name: str = "messages") -> Prompt:
-    """The item as text and pictures; nothing is opened yet. `name` is what errors call raw messages.
-
-    Raises ItemError for messages without content, videos, and texts that contain the image token itself.
+    """The item as text and pictures; `name` is what errors call raw messages. Raises ItemError as
+    `conversation` and `prompt_of` do.
     """
-    chat: list[dict[str, Any]]
-    pictures: tuple[Picture | Sized, ...]
-    if isinstance(item, Product | Query):
-        name = name_of(item)
-        content = parts(item, format)
-        texts = [
-            {"type": "text", "text": part} if isinstance(part, str) else {"type": "image"} for part in content
-        ]
-        chat = [{"role": "user", "content": texts}]
-        shown = (part for part in content if not isinstance(part, str))
-        own = (part.image if isinstance(part, Product) else part for part in shown)
-        pictures = tuple(picture for picture in own if picture is not None)
-    else:
-        chat, pictures = _chat(item, name)
-    text = _written(model.processor, chat, name)
-    found = text.count(model.processor.image_token)
+    return prompt_of(model, conversation(item, format, name, model.family))
+
+
+def prompt_of(model: Model, said: Conversation) -> Prompt:
+    """What the model's chat template makes of a conversation, and what its family lets follow. Raises
+    ItemError for texts that contain the image token itself.
+    """
+    pictures = tuple(_limited(picture, model.family) for picture in said.pictures)
+    text = _written(model, said) + model.family.ending
+    token = model.processor.image_token
+    found = text.count(token)
     if found != len(pictures):
-        token = model.processor.image_token
-        raise ItemError(
-            name, f"{token} stands {found} times for {len(pictures)} pictures; take it out of the text"
-        )
-    return Prompt(name, text, pictures)
+        problem = f"{token} stands {found} times for {len(pictures)} pictures"
+        raise ItemError(said.name, f"{problem}; take it out of the text")
+    return Prompt(said.name, text, pictures)
 
 
-def _written(processor: Any, chat: Sequence[dict], name: str) -> str:
+def _limited(picture: Picture | Sized, family: Family) -> Picture | Sized:
+    """With the family's own limits, unless a message gave it others."""
+    return Sized(picture, family.limits) if family.limits and not isinstance(picture, Sized) else picture
+
+
+def _written(model: Model, said: Conversation) -> str:
     """What the chat template makes of messages. Raises ItemError for what it makes nothing of."""
+    chat = [{**turn, "content": [_bare(entry) for entry in turn["content"]]} for turn in said.chat]
+    template: Any = model.family.template or model.processor.chat_template
     try:
-        return render(processor.chat_template, chat, processor.tokenizer.special_tokens_map)
+        return render(template, chat, model.processor.tokenizer.special_tokens_map)
     except Exception as error:  # whatever a template does or runs into
         problem = f"the model's chat template cannot write it ({error}); use its base's template"
-        raise ItemError(name, problem) from error
+        raise ItemError(said.name, problem) from error
 
 
-def _chat(messages: Sequence[dict] | Any, name: str) -> tuple[list[dict], tuple[Picture | Sized, ...]]:
-    """Raw messages with their pictures taken out, as qwen-vl-utils finds them."""
+def _bare(entry: Mapping[str, Any]) -> dict[str, Any]:
+    return {"type": "image"} if entry["type"] == "image" else dict(entry)
+
+
+def _chat(messages: Sequence[dict] | Any, name: str) -> tuple[dict, ...]:
+    """Raw messages looked over: each a role and its entries, the pictures as qwen-vl-utils finds them."""
     if not isinstance(messages, list | tuple) or not messages:
         raise ItemError(name, f"is {brief(messages)}; give a Product, a Query or a list of chat messages")
-    chat, pictures = [], []
+    chat = []
     for message in messages:
         if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
             raise ItemError(name, f"message {brief(message)} has no role or content; see the model card")
@@ -80,26 +103,16 @@ def _chat(messages: Sequence[dict] | Any, name: str) -> tuple[list[dict], tuple[
         if not isinstance(entries, list | tuple) or not all(isinstance(entry, dict) for entry in entries):
             problem = f"content {brief(content)} is no text and no list of entries; see the model card"
             raise ItemError(name, problem)
-        texts = []
-        for entry in entries:
-            text, picture = _text_or_picture(
-                {key: own for key, own in entry.items() if own is not None}, name
-            )
-            texts.append({"type": "image"} if picture is not None else {"type": "text", "text": text})
-            pictures += [picture] if picture is not None else []
-        chat.append({"role": role, "content": texts})
-    return chat, tuple(pictures)
-
-
-LIMITS = ("min_pixels", "max_pixels", "resized_height", "resized_width")
-"""What an entry with a picture may ask of qwen-vl-utils."""
+        told = [{key: own for key, own in entry.items() if own is not None} for entry in entries]
+        chat.append({"role": role, "content": [_text_or_picture(entry, name) for entry in told]})
+    return tuple(chat)
 
 
 KINDS = ("text", "image", "image_url")
 """Types of an entry and, the same words, the field that holds what it is."""
 
 
-def _text_or_picture(entry: dict[str, Any], name: str) -> tuple[str, Picture | Sized | None]:
+def _text_or_picture(entry: dict[str, Any], name: str) -> dict[str, Any]:
     """One of the two, of an entry without what is None. Raises ItemError for neither, both, a video, or an
     unknown key: nothing is left unread.
     """
@@ -114,12 +127,11 @@ def _text_or_picture(entry: dict[str, Any], name: str) -> tuple[str, Picture | S
     if other := [key for key in entry if key not in ("type", kind, *limits)]:
         raise ItemError(name, f"an entry has {', '.join(map(brief, other))}, which is not read; leave it out")
     if kind == "text":
-        return text_of(entry["text"], name, "text"), None
-    picture = entry[kind]
-    return "", Sized(picture, asked) if (asked := _limits(entry, name)) else picture
+        return {"type": "text", "text": text_of(entry["text"], name, "text")}
+    return {"type": "image", "image": entry[kind], **_limits(entry, name)}
 
 
-def _limits(entry: dict[str, Any], name: str) -> tuple[tuple[str, int], ...]:
+def _limits(entry: dict[str, Any], name: str) -> dict[str, int]:
     """Raises ItemError for limits that qwen-vl-utils would leave unread, or that nothing can meet."""
     limits = {key: entry[key] for key in LIMITS if key in entry}
     for key, own in limits.items():
@@ -131,4 +143,4 @@ def _limits(entry: dict[str, Any], name: str) -> tuple[tuple[str, int], ...]:
         raise ItemError(name, f"is to be resized to more than {MAX_PIXELS:,} pixels; ask for fewer")
     if limits.get("min_pixels", 1) > limits.get("max_pixels", MAX_PIXELS):
         raise ItemError(name, "min_pixels is more than max_pixels; turn them round")
-    return tuple(limits.items())
+    return limits

@@ -5,12 +5,7 @@ error.
 import logging
 import os
 import re
-import threading
-from contextlib import AbstractContextManager
-from copy import copy, deepcopy
-from dataclasses import dataclass, replace
-from functools import cache, cached_property
-from html import escape
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,12 +16,11 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 
 from coral_lab.errors import CheckpointError, HubError
 from coral_lab.models import adapters, cpu_memory, quantizing
+from coral_lab.models.architectures import Architecture, check_quick
 from coral_lab.models.checkpoint_files import Checked, checked, only_errors
-from coral_lab.models.families import Family, Network, Processor, check_quick, family_of
 from coral_lab.models.folder_files import FILES, brief, few, refused
-from coral_lab.models.pixels import Pixels
+from coral_lab.models.model import Model
 from coral_lab.models.processors import has_processor, processor_of
-from coral_lab.results import grey, paragraph
 from coral_lab.sources.hub import download
 from coral_lab.sources.package_files import shipped
 
@@ -45,82 +39,6 @@ QUICK_FROM, QUICK_BEFORE = (5, 20), (5, 24)
 """Versions of transformers whose private names the quick path is known to fit; others get the plain path."""
 
 
-@dataclass(frozen=True, eq=False)
-class Model:
-    """A loaded checkpoint: the transformers model and its processor, nothing hidden.
-
-    `quick` says whether embeddings are made by this room's quick path or, slower, by transformers' public
-    names alone. Raises ValueError for a quick model of a family that has no such path.
-    """
-
-    name: str
-    network: Network
-    processor: Processor
-    quick: bool = True
-
-    def __post_init__(self) -> None:
-        if self.quick:
-            check_quick(self.family, self.name)
-
-    @property
-    def family(self) -> Family:
-        """Its architecture, and what is its own of that."""
-        return family_of(self.network.config)
-
-    @cached_property
-    def pixels(self) -> Pixels:
-        """The pictures that this model's image processor has seen."""
-        return Pixels(self.processor.image_processor, options=self.family.pictures)
-
-    @cached_property
-    def turn(self) -> AbstractContextManager:
-        """Held while the network runs: its caches and hooks are of one call, so that threads take turns."""
-        return threading.RLock()
-
-    @property
-    def device(self) -> torch.device:
-        return self.network.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.network.dtype
-
-    @property
-    def quantized(self) -> str | None:
-        """What the weights of its linear layers are kept in, "int8", or None where it is `dtype`."""
-        return quantizing.kind_of(self.network)
-
-    @property
-    def dim(self) -> int:
-        """Length of an embedding: 2048 for CORAL."""
-        return self._text_config.hidden_size
-
-    @property
-    def longest(self) -> int:
-        """Most tokens that it reads."""
-        return self._text_config.max_position_embeddings
-
-    @property
-    def _text_config(self) -> Any:
-        return self.network.config.text_config
-
-    @property
-    def attention(self) -> str:
-        """The text model's attention implementation."""
-        return self.network.model.language_model.config._attn_implementation
-
-    def __repr__(self) -> str:
-        millions = sum(p.numel() for p in self.network.parameters()) / 1e6
-        # torchvision's and Pillow's image processors differ in the last bits: say which one it is
-        pictures = type(self.processor.image_processor).__name__
-        kind = f"{str(self.dtype).removeprefix('torch.')}, {self.device}, {self.attention}, {pictures}"
-        kind = f"{self.quantized} weights, {kind}" if self.quantized else kind
-        return f"Model({self.name!r}: {millions:,.1f} M parameters, {self.dim} dimensions, {kind})"
-
-    def _repr_html_(self) -> str:
-        return paragraph(f"<b>{escape(self.name)}</b> {grey(repr(self).partition(': ')[2].rstrip(')'))}")
-
-
 def load(
     name: str | os.PathLike = "mini",
     *,
@@ -135,19 +53,20 @@ def load(
     """Load "mini", "mini-contrastive", "mini-base", a folder, or a hub id such as "Bia/CORAL": a Qwen2.5-VL,
     Qwen2-VL or Qwen3-VL.
 
-    A folder may hold a LoRA adapter, which is merged into its base, one that is here already. `device` is by
-    default CUDA, else MPS, else the CPU; `dtype` bfloat16 on GPUs, and on the CPU if it computes in bfloat16
-    itself and the checkpoint was saved in it (CORAL is, coral-mini is not: its figures do not depend on the
-    machine), else float32; `attention` FlashAttention 2 on CUDA where it is installed, else SDPA, or
-    `cpu_attention.py`'s for bfloat16 on a CPU. `revision` is a hub branch, tag or commit; `offline` looks
-    only at what was downloaded. `quick` False makes embeddings by transformers' public names alone, as is
-    done by default for other families than Qwen2.5-VL, and for versions that the quick path is not known to
-    fit. `quantize` "int8" keeps the linear layers' weights in eight bits (`quantizing.py`), each made so as
-    it is read, for encoding only: CORAL takes 4.1 GB on a card, not 7.5. (Eight parameters: each is one
-    choice of `from_pretrained` or of the hub.) Only safetensors are read and no code from a checkpoint is
-    run; what training left in it is named in one warning. Raises CheckpointError, one line with the way out,
-    for anything that is not a whole checkpoint of these families, and ValueError for a choice that there is
-    not.
+    A folder may hold a LoRA adapter, which is merged into its base, one that is here already. `family` is how
+    it is asked (`families.py`): by default the one that its hub id, its folder's name or its config tells,
+    else CORAL's. `device` is by default CUDA, else MPS, else the CPU; `dtype` bfloat16 on GPUs, and on the
+    CPU if it computes in bfloat16 itself and the checkpoint was saved in it (CORAL is, coral-mini is not: its
+    figures do not depend on the machine), else float32; `attention` FlashAttention 2 on CUDA where it is
+    installed, else SDPA, or `cpu_attention.py`'s for bfloat16 on a CPU. `revision` is a hub branch, tag or
+    commit; `offline` looks only at what was downloaded. `quick` False makes embeddings by transformers'
+    public names alone, as is done by default for other architectures than Qwen2.5-VL, and for versions that
+    the quick path is not known to fit. `quantize` "int8" keeps the linear layers' weights in eight bits
+    (`quantizing.py`), each made so as it is read, for encoding only: CORAL takes 4.1 GB on a card, not 7.5.
+    (Nine parameters: each is one choice of `from_pretrained` or of the hub.) Only safetensors are read and no
+    code from a checkpoint is run; what training left in it is named in one warning. Raises CheckpointError,
+    one line with the way out, for anything that is not a whole checkpoint of these architectures, and
+    ValueError for a choice that there is not.
     """
     device = _device(device)
     dtype = _dtype(dtype)
@@ -159,7 +78,7 @@ def load(
         raise refused(folder, f"is an adapter, which is not merged into {quantize} weights", way)
     whole = _base(folder, lora.base) if lora else folder
     found = checked(whole)
-    quick = _quick(found.family, str(name), quick)
+    quick = _quick(found.architecture, str(name), quick)
     processor = processor_of(folder if has_processor(folder) else whole, found.config)
     dtype = dtype or _best_dtype(device, found.dtype)
     attention = attention or _best_attention(device, dtype, quick)
@@ -168,39 +87,6 @@ def load(
         make_quick(network, attention)
     network = adapters.merged(network, folder, lora) if lora else network
     return Model(str(name), network.to(device).eval(), processor, quick)
-
-
-def same_embeddings(a: Model, b: Model) -> bool:
-    """Whether two models make the same embeddings: the same weights to the bit, in one dtype, by equal
-    processors.
-    """
-    if a is b:
-        return True
-    if a.dim != b.dim or a.dtype != b.dtype:
-        return False
-    processors = [model.processor.image_processor.to_json_string() for model in (a, b)]
-    templates = [model.processor.chat_template for model in (a, b)]
-    mine, theirs = quantizing.tensors(a.network), quantizing.tensors(b.network)
-    if len({*processors}) > 1 or len({*templates}) > 1 or mine.keys() != theirs.keys():
-        return False
-    return all(torch.equal(mine[name], theirs[name].to(mine[name].device)) for name in mine)
-
-
-def with_most_pixels(model: Model, pixels: int) -> Model:
-    """The same network, whose pictures have no more pixels than that; it is saved with this limit.
-
-    Raises ValueError for a family whose pictures are sized by qwen-vl-utils alone, and for less than one
-    image token.
-    """
-    processor = copy(model.processor)
-    processor.image_processor = deepcopy(model.processor.image_processor)
-    side = processor.image_processor.patch_size * processor.image_processor.merge_size
-    if pixels < side * side or not model.family.pictures.get("do_resize", True):
-        fit = f"give {side * side} or more" if pixels < side * side else "resize the pictures themselves"
-        raise ValueError(f"{model.name} cannot have {pixels} pixels a picture at most; {fit}")
-    smallest = min(processor.image_processor.size["shortest_edge"], pixels)
-    processor.image_processor.size = {"shortest_edge": smallest, "longest_edge": pixels}
-    return replace(model, processor=processor)
 
 
 def best_device() -> str:
@@ -213,10 +99,10 @@ def best_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def _quick(family: Family, name: str, asked: bool | None) -> bool:
+def _quick(architecture: Architecture, name: str, asked: bool | None) -> bool:
     if asked:
-        check_quick(family, name)
-    return family.quick and _fits() if asked is None else asked
+        check_quick(architecture, name)
+    return architecture.quick and _fits() if asked is None else asked
 
 
 def _fits() -> bool:
@@ -305,7 +191,7 @@ def _network(
     straight = device.type != "cpu" and find_spec("accelerate") is not None
     try:
         with only_errors():
-            loaded: Any = found.family.network.from_pretrained(
+            loaded: Any = found.architecture.network.from_pretrained(
                 folder,
                 config=found.config,
                 dtype=dtype,

@@ -23,7 +23,7 @@ from transformers import BatchEncoding, DynamicCache
 from coral_lab.models.forward import call_cost, forward, tokenize
 from coral_lab.models.inputs import Prompt
 from coral_lab.models.last_layer import only_last
-from coral_lab.models.loading import Model
+from coral_lab.models.model import Model
 from coral_lab.models.pixels import key
 from coral_lab.models.vision import Vision
 

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from coral_lab.errors import CheckpointError
-from coral_lab.models.families import Family, Processor, family_of
+from coral_lab.models.architectures import Architecture, Processor, architecture_of
 from coral_lab.models.folder_files import brief, look_over, read_json, refused
 from coral_lab.models.templates import render
 from coral_lab.models.tokenizer_files import check_tokenizer
@@ -52,25 +52,25 @@ def processor_of(folder: Path, config: PreTrainedConfig) -> Processor:
     work or that belongs to another model.
     """
     look_over(folder)
-    family, settings = family_of(config), _optional(folder / "processor_config.json")
-    wanted = family.processor.__name__
+    architecture, settings = architecture_of(config), _optional(folder / "processor_config.json")
+    wanted = architecture.processor.__name__
     kind = settings.get("processor_class") or wanted
     if kind != wanted:
-        way = f"coral_lab reads {wanted} only" + ("" if family.quick else f" with {family.title}")
+        way = f"coral_lab reads {wanted} only" + ("" if architecture.quick else f" with {architecture.title}")
         raise refused(folder, brief(f"has a {kind}", 120), way)
     pictures = settings.get("image_processor") or read_json(folder / "preprocessor_config.json")
     video = settings.get("video_processor") or _optional(folder / "video_preprocessor_config.json")
     with _blaming(folder, "has no working processor, by its tokenizer"):
         tokenizer = _tokenizer(folder, config)
     with _blaming(folder, "has no working processor, by its settings for pictures"):
-        processor = family.processor(
+        processor = architecture.processor(
             _picture_processor(pictures),
             tokenizer,
-            family.video_processor.from_dict(_own(video or pictures)),
+            architecture.video_processor.from_dict(_own(video or pictures)),
             chat_template=_template(folder, settings) or tokenizer.chat_template,
         )
     with _blaming(folder, "has no working processor"):
-        _try(processor, config, family)
+        _try(processor, config, architecture)
     return processor
 
 
@@ -120,7 +120,7 @@ def _own(settings: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name not in names}
 
 
-def _try(processor: Processor, config: Any, family: Family) -> None:
+def _try(processor: Processor, config: Any, architecture: Architecture) -> None:
     """One small picture and a word. Raises ValueError for what does not fit the network."""
     if not isinstance(processor.chat_template, str) or not processor.chat_template:
         raise ValueError("there is no chat template, or more than one")
@@ -142,7 +142,7 @@ def _try(processor: Processor, config: Any, family: Family) -> None:
     text = render(processor.chat_template, [MESSAGE], processor.tokenizer.special_tokens_map)
     picture = Image.new("RGB", (4 * vision.patch_size, 4 * vision.patch_size))
     inputs: Any = processor(
-        text=[text, "a"], images=[picture], padding=True, return_tensors="pt", **family.pictures
+        text=[text, "a"], images=[picture], padding=True, return_tensors="pt", **architecture.pictures
     )
     expected = int(inputs["image_grid_thw"].prod()) // vision.spatial_merge_size**2
     found = int((inputs["input_ids"] == config.image_token_id).sum())

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from coral_lab.errors import one_line
 from coral_lab.models import quantizing
-from coral_lab.models.loading import Model
+from coral_lab.models.model import Model
 from coral_lab.sources.files import check_target, output_folder, write_text
 
 MARK = "<!-- written by coral_lab; replace it, and it stays yours -->"

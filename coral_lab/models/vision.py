@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from coral_lab.models.inputs import Prompt
-from coral_lab.models.loading import Model
+from coral_lab.models.model import Model
 from coral_lab.models.pixels import Pixel
 
 PATCHES, CPU_PATCHES = 2**15, 2**12
@@ -26,7 +26,7 @@ class Vision:
     """Image features [image token, dim] and grids [3] of distinct pictures, by `pixels.key`.
 
     `deepstack` are the features, of the same shape, that Qwen3-VL's tower makes of its earlier layers, and
-    its text model adds to its own first layers (DeepStack, arXiv 2406.04334); other families have none.
+    its text model adds to its own first layers (DeepStack, arXiv 2406.04334); other architectures have none.
     """
 
     features: dict[Hashable, Tensor]

@@ -21,7 +21,8 @@ from coral_lab.mini.architecture import untrained
 from coral_lab.mini.merit_mini import catalogue
 from coral_lab.mini.recipe import corpus
 from coral_lab.mini.rehearsal_checkpoint import SHAPE
-from coral_lab.models.loading import Model, load
+from coral_lab.models.loading import load
+from coral_lab.models.model import Model
 from coral_lab.query import Condition, Product, Query
 from coral_lab.replication.cells import provenance
 

@@ -16,7 +16,8 @@ from jaxtyping import Float
 from qwen_vl_utils import process_vision_info
 from torch.nn.functional import normalize
 
-from coral_lab.models.loading import Model, load
+from coral_lab.models.loading import load
+from coral_lab.models.model import Model
 from coral_lab.models.saving import save
 from coral_lab.prompts import messages
 from coral_lab.replication.cells import provenance

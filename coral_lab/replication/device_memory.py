@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from coral_lab.models.loading import Model
+from coral_lab.models.model import Model
 from coral_lab.replication.device_bench import (
     COSINE,
     Bench,

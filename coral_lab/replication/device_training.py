@@ -10,7 +10,8 @@ from importlib.util import find_spec
 
 import torch
 
-from coral_lab.models.loading import Model, load
+from coral_lab.models.loading import load
+from coral_lab.models.model import Model
 from coral_lab.replication.device_bench import (
     Bench,
     Figure,

@@ -18,12 +18,13 @@ from coral_lab.encoder import UNKEPT, Settings
 from coral_lab.evaluation import evaluate
 from coral_lab.mini.merit_mini import catalogue
 from coral_lab.mini.pairs import mini_pairs
-from coral_lab.models.loading import Model, load
+from coral_lab.models import fingerprints
+from coral_lab.models.loading import load
+from coral_lab.models.model import Model
 from coral_lab.prompts import LANGUAGES
 from coral_lab.query import Dataset, Query
 from coral_lab.replication.cells import RESULTS, WORK, Cell, Measured, measure_cells, ranked
 from coral_lab.retrieval import index
-from coral_lab.store import fingerprints
 from coral_lab.study.edits import AS_ASKED, dropped, shown_by, swapped
 from coral_lab.study.error_analysis import mistakes
 from coral_lab.study.sweeps import sweep

@@ -26,8 +26,10 @@ from coral_lab.encoder import Settings
 from coral_lab.errors import one_line
 from coral_lab.evaluation import Result, asked
 from coral_lab.images import digest
+from coral_lab.models import fingerprints
 from coral_lab.models.inputs import prompt
-from coral_lab.models.loading import Model, load, with_most_pixels
+from coral_lab.models.loading import load
+from coral_lab.models.model import Model, with_most_pixels
 from coral_lab.models.pixels import Pixels
 from coral_lab.query import Dataset
 from coral_lab.replication.cells import provenance
@@ -35,7 +37,6 @@ from coral_lab.replication.reproduce_page import MEASURED, write_page
 from coral_lab.retrieval import Index, index
 from coral_lab.sources.border import brief
 from coral_lab.sources.files import csv_text, fresh_file, output_folder, write_text
-from coral_lab.store import fingerprints
 
 CHOICES = ("references", "pixels", "wording", "input", "dtype", "positives")
 FORMAT_OF = {

@@ -11,11 +11,11 @@ import numpy as np
 
 from coral_lab.errors import ItemError
 from coral_lab.images import digest, jpeg
-from coral_lab.models.inputs import Item, Prompt
-from coral_lab.models.loading import Model
-from coral_lab.models.pixels import key
+from coral_lab.models import fingerprints
+from coral_lab.models.inputs import Prompt
+from coral_lab.models.pixels import Pixels, key
+from coral_lab.models.protocol import Conversation, Embedder, Item
 from coral_lab.query import Product, Query
-from coral_lab.store import fingerprints
 from coral_lab.store.tables import Record, Table, address
 
 log = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ COMMIT_EVERY = 5.0
 THUMBNAIL = 128  # pixels a side, kept in the store
 
 
-def table_of(store: str, model: Model) -> Table:
+def table_of(store: str, model: Embedder) -> Table:
     """This model's table in a store, as its weights are now. Raises StoreError for a folder of something
     else.
     """
@@ -40,8 +40,12 @@ class Keeper:
     A store that may be read but not written, somebody else's, is read; a warning says that nothing is kept.
     """
 
-    def __init__(self, store: str, items: Sequence, prompts: Mapping[int, Prompt], model: Model):
-        self.table, self.items, self.prompts, self.model = table_of(store, model), items, prompts, model
+    def __init__(
+        self, store: str, items: Sequence, asked: Mapping[int, Prompt | Conversation], model: Embedder
+    ):
+        self.table, self.items, self.asked = table_of(store, model), items, asked
+        self.pixels: Pixels | None = getattr(model, "pixels", None)
+        self.thumbnails = self.pixels.thumbnails if self.pixels else {}
         self.keys: dict[int, str] = {}
         self.present: set[int] = set()
         self.pending: list[int] = []
@@ -51,7 +55,7 @@ class Keeper:
             log.warning("the store %s cannot be written: embeddings made now are not kept", store)
 
     def look_up(self, embeddings: np.ndarray, refuse: Callable[[int, ItemError], None]) -> None:
-        for i, own in list(self.prompts.items()):
+        for i, own in list(self.asked.items()):
             try:
                 self.keys[i] = _key(self.items[i], own)
             except ItemError as error:
@@ -62,7 +66,7 @@ class Keeper:
                 embeddings[i] = found[name]
                 self.present.add(i)
         if self.keeps and len(self.present) < len(self.keys):
-            self.model.pixels.thumbnail_size = THUMBNAIL
+            self._gather(THUMBNAIL)
 
     def add(self, some: Sequence[int], embeddings: np.ndarray) -> None:
         self.pending += some if self.keeps else ()
@@ -74,27 +78,31 @@ class Keeper:
             own = [_record(self.items[i], self.keys[i], self._thumbnail(i)) for i in self.pending]
             self.table.commit(own, embeddings[self.pending])
         for i in self.pending:  # those of batches to come are being made
-            for picture in self.prompts[i].pictures:
-                self.model.pixels.thumbnails.pop(key(picture), None)
+            for picture in self.asked[i].pictures:
+                self.thumbnails.pop(key(picture), None)
         self.pending = []
         self.since = time.monotonic()
 
     def close(self, embeddings: np.ndarray) -> None:
-        self.model.pixels.thumbnail_size = None
+        self._gather(None)
         self.commit(embeddings)
-        self.model.pixels.thumbnails.clear()
+        self.thumbnails.clear()
+
+    def _gather(self, size: int | None) -> None:
+        if self.pixels:
+            self.pixels.thumbnail_size = size
 
     def _thumbnail(self, i: int) -> bytes | None:
         item = self.items[i]
         if not isinstance(item, Product) or item.image is None:
             return None
-        made = self.model.pixels.thumbnails.get(key(item.image))
-        return made or jpeg(item.image, self.prompts[i].name, THUMBNAIL)
+        made = self.thumbnails.get(key(item.image))
+        return made or jpeg(item.image, self.asked[i].name, THUMBNAIL)
 
 
-def _key(item: Item | Any, own: Prompt) -> str:
+def _key(item: Item | Any, own: Prompt | Conversation) -> str:
     """A product's is also of what the store tells about it, so that a changed fact makes a new record."""
-    content = fingerprints.item(own)
+    content = own.identity
     if not isinstance(item, Product):
         return content
     facts = (item.id, item.title, item.class_name, item.language, item.country, *_facts(item))

@@ -12,7 +12,7 @@ from jaxtyping import Float32
 
 from coral_lab.encoder import UNKEPT, Settings, encode, encode_all
 from coral_lab.errors import ItemError, StoreError, require
-from coral_lab.models.loading import Model
+from coral_lab.models.protocol import Embedder
 from coral_lab.prompts import Format
 from coral_lab.query import Product, Query
 from coral_lab.results import Hits, hits
@@ -47,7 +47,7 @@ class Store:
     """
 
     uri: str
-    model: Model
+    model: Embedder
     format: str | Format = "seq"
 
     @property
@@ -132,7 +132,7 @@ class Store:
         )
 
 
-def open_store(uri: str | os.PathLike, model: Model, format: str | Format = "seq") -> Store:
+def open_store(uri: str | os.PathLike, model: Embedder, format: str | Format = "seq") -> Store:
     """Open or make a store. Raises StoreError for a folder of something else, or a version this coral_lab
     does not know.
     """

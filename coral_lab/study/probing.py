@@ -16,7 +16,7 @@ from sklearn.linear_model import LogisticRegression
 
 from coral_lab.encoder import encode
 from coral_lab.metrics import estimate
-from coral_lab.models.loading import Model
+from coral_lab.models.model import Model
 from coral_lab.query import Dataset, Product, Query, Traits
 
 FEWEST = 40  # labelled items on either side; with fewer a probe says nothing

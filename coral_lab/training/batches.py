@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from coral_lab.models.inputs import Prompt, prompt
-from coral_lab.models.loading import Model
+from coral_lab.models.model import Model
 from coral_lab.models.pixels import Pixel, key
 from coral_lab.prompts import Format
 from coral_lab.query import Product, Query

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 
 from coral_lab.images import digest
-from coral_lab.models.loading import Model
+from coral_lab.models.fingerprints import weights
+from coral_lab.models.model import Model
 from coral_lab.prompts import format_name
 from coral_lab.query import Dataset
-from coral_lab.store.fingerprints import weights
 from coral_lab.training import distributed
 from coral_lab.training.batches import Pair, PairBatch, ahead, make_batch, with_pixels
 from coral_lab.training.config import StepConfig, TrainConfig

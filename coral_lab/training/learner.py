@@ -22,7 +22,7 @@ from torch.distributed.fsdp import FSDPModule
 from coral_lab.models import cpu_memory
 from coral_lab.models.forward import forward, last_token, normalised, tokenize
 from coral_lab.models.inputs import Prompt
-from coral_lab.models.loading import Model
+from coral_lab.models.model import Model
 from coral_lab.models.pixels import Pixel
 from coral_lab.models.vision import Vision, vision_of_pixels
 from coral_lab.training import distributed

@@ -26,11 +26,11 @@ from torch.distributed.tensor import DTensor
 from tqdm.auto import tqdm
 
 from coral_lab.images import digest
-from coral_lab.models.loading import Model
+from coral_lab.models.fingerprints import weights
+from coral_lab.models.model import Model
 from coral_lab.models.quantizing import check_whole
 from coral_lab.models.saving import save
 from coral_lab.sources.files import check_no_links, fresh_file, output_folder, write_text
-from coral_lab.store.fingerprints import weights
 from coral_lab.training import distributed, states
 from coral_lab.training.config import TrainConfig, learning_rate
 from coral_lab.training.following import Log, memory, tracker

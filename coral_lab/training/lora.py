@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from coral_lab.errors import require
-from coral_lab.models.loading import Model
+from coral_lab.models.model import Model
 from coral_lab.models.quantizing import check_whole
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

@@ -16,7 +16,7 @@ from torch.nn.functional import layer_norm, normalize
 from coral_lab.errors import ItemError
 from coral_lab.images import Picture, img, open_image, thumbnail
 from coral_lab.models.inputs import prompt
-from coral_lab.models.loading import Model
+from coral_lab.models.model import Model
 from coral_lab.models.pixels import key
 from coral_lab.models.prefixes import last_states
 from coral_lab.models.vision import Vision, vision_of

@@ -25,7 +25,8 @@ from coral_lab.errors import CheckpointError, ItemError
 from coral_lab.models import cpu_linear
 from coral_lab.models.forward import tokenize
 from coral_lab.models.inputs import Prompt
-from coral_lab.models.loading import Model, checkpoint_folder
+from coral_lab.models.loading import checkpoint_folder
+from coral_lab.models.model import Model
 from coral_lab.models.pixels import key
 from coral_lab.models.vision import Vision
 from coral_lab.training.losses import masked_language_modelling, vision_reconstruction

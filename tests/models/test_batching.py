@@ -15,7 +15,7 @@ from coral_lab import Condition, Product, Query, Settings, encode, encoder
 from coral_lab.errors import ItemError
 from coral_lab.models import batching, embedding
 from coral_lab.models.forward import call_cost, tokenize
-from coral_lab.models.loading import Model
+from coral_lab.models.model import Model
 from coral_lab.models.pixels import USUAL, key
 from tests.conftest import noise
 

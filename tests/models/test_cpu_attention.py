@@ -8,7 +8,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from coral_lab import encode, load
 from coral_lab.models import cpu_attention
-from coral_lab.models.loading import Model
+from coral_lab.models.model import Model
 
 SCALE = 0.3
 

@@ -16,12 +16,11 @@ from torch import nn
 
 from coral_lab import Settings, encode, load
 from coral_lab.errors import CheckpointError, MissingExtraError
-from coral_lab.models import adapters, quantizing
-from coral_lab.models.loading import same_embeddings
+from coral_lab.models import adapters, fingerprints, quantizing
+from coral_lab.models.model import same_embeddings
 from coral_lab.models.quantizing import Int8Linear
 from coral_lab.models.saving import save
 from coral_lab.retrieval import Index
-from coral_lab.store import fingerprints
 from coral_lab.study.comparison import judged
 from coral_lab.training.config import TrainConfig
 from coral_lab.training.loop import train_loop

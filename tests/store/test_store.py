@@ -21,8 +21,7 @@ from pyarrow import parquet
 import coral_lab as cl
 from coral_lab import Product, Settings, encode, load, open_store
 from coral_lab.errors import ItemError, StoreError
-from coral_lab.models import embedding
-from coral_lab.store import fingerprints
+from coral_lab.models import embedding, fingerprints
 from coral_lab.store.store import recall
 from coral_lab.store.tables import MARKER, Record, Table
 from coral_lab.store.topk import top_k

@@ -1,4 +1,6 @@
-"""Each family's checkpoints load, and give transformers' own embeddings; what is no whole one is refused."""
+"""Checkpoints of each architecture load, and give transformers' own embeddings; what is no whole one is
+refused.
+"""
 
 import json
 import shutil
@@ -21,8 +23,15 @@ from transformers import (
 from coral_lab import Condition, Product, Query, Settings, encode, evaluate, load
 from coral_lab.errors import CheckpointError
 from coral_lab.models import vision as vision_module
+from coral_lab.models.architectures import (
+    ARCHITECTURES,
+    QWEN2_5_VL,
+    QWEN2_VL,
+    QWEN3_VL,
+    Architecture,
+    architecture_of,
+)
 from coral_lab.models.checkpoint_files import checked
-from coral_lab.models.families import FAMILIES, QWEN2_5_VL, QWEN2_VL, QWEN3_VL, Family, family_of
 from coral_lab.models.forward import forward, tokenize
 from coral_lab.models.inputs import prompt
 from coral_lab.models.pixels import key
@@ -34,8 +43,12 @@ from tests.conftest import noise
 from tests.models.layouts import change, read
 
 MINI = Path(__file__).parents[2] / "data/coral-mini"
-ALL = pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda family: family.title)
-OTHERS = pytest.mark.parametrize("family", [QWEN2_VL, QWEN3_VL], ids=lambda family: family.title)
+ALL = pytest.mark.parametrize(
+    "architecture", ARCHITECTURES.values(), ids=lambda architecture: architecture.title
+)
+OTHERS = pytest.mark.parametrize(
+    "architecture", [QWEN2_VL, QWEN3_VL], ids=lambda architecture: architecture.title
+)
 
 WHOLE = {"image_token_id": 6, "video_token_id": 7, "vision_start_token_id": 3, "vision_end_token_id": 4}
 ROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}
@@ -71,25 +84,25 @@ PARTS = {
 }
 
 
-def made(family: Family, folder: Path) -> Path:
+def made(architecture: Architecture, folder: Path) -> Path:
     """A whole checkpoint of random weights, saved by transformers alone."""
-    text, vision = PARTS[family.title]
-    config = family.kinds[0](
+    text, vision = PARTS[architecture.title]
+    config = architecture.kinds[0](
         text_config=TEXT | text, vision_config=VISION | vision, tie_word_embeddings=True, **WHOLE
     )
     torch.manual_seed(0)
-    network = family.network(config)
+    network = architecture.network(config)
     with torch.no_grad():  # so that different inputs give clearly different embeddings
         for parameter in network.parameters():
             parameter.mul_(4 if parameter.ndim > 1 else 1)
     side = 2 * config.vision_config.patch_size
     pictures = {"patch_size": side // 2, "size": {"shortest_edge": side**2, "longest_edge": 9 * side**2}}
-    if family is QWEN3_VL:
+    if architecture is QWEN3_VL:
         pictures |= {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-    processor = family.processor(
+    processor = architecture.processor(
         Qwen2VLImageProcessor(**pictures),
         AutoTokenizer.from_pretrained(MINI),
-        family.video_processor(),
+        architecture.video_processor(),
         chat_template=(MINI / "chat_template.jinja").read_text() + "{# its own #}",
     )
     network.save_pretrained(folder)
@@ -99,12 +112,12 @@ def made(family: Family, folder: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory) -> dict[str, Path]:
-    place = tmp_path_factory.mktemp("families")
-    return {title: made(family, place / title) for title, family in by_title().items()}
+    place = tmp_path_factory.mktemp("architectures")
+    return {title: made(architecture, place / title) for title, architecture in by_title().items()}
 
 
-def by_title() -> dict[str, Family]:
-    return {family.title: family for family in FAMILIES.values()}
+def by_title() -> dict[str, Architecture]:
+    return {architecture.title: architecture for architecture in ARCHITECTURES.values()}
 
 
 @pytest.fixture(scope="session")
@@ -113,14 +126,14 @@ def models(folders) -> dict:
 
 
 @pytest.fixture
-def model(models, family):
-    return models[family.title]
+def model(models, architecture):
+    return models[architecture.title]
 
 
 @pytest.fixture
-def copy(folders, family, tmp_path) -> Path:
+def copy(folders, architecture, tmp_path) -> Path:
     """A checkpoint that a test may break."""
-    return shutil.copytree(folders[family.title], tmp_path / "copy")
+    return shutil.copytree(folders[architecture.title], tmp_path / "copy")
 
 
 SIZES = [(56, 56), (224, 112), (100, 300), (33, 84), (140, 224)]
@@ -134,14 +147,14 @@ QUERIES = [
 ITEMS = [*QUERIES, PRODUCTS[4], replace(PRODUCTS[0], image=None)]
 
 
-def by_the_card(folder: Path, family: Family, conversation: list[dict]) -> np.ndarray:
-    """transformers' own, as the families' cards have it: one conversation, its last token, L2."""
+def by_the_card(folder: Path, architecture: Architecture, conversation: list[dict]) -> np.ndarray:
+    """transformers' own, as the architectures' cards have it: one conversation, its last token, L2."""
     network = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
-    assert type(network) is family.network
+    assert type(network) is architecture.network
     processor = AutoProcessor.from_pretrained(folder)
     text = processor.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True)
-    resized = {"do_resize": False} if family is QWEN3_VL else {}
-    images, _ = process_vision_info(conversation, image_patch_size=16 if family is QWEN3_VL else 14)
+    resized = {"do_resize": False} if architecture is QWEN3_VL else {}
+    images, _ = process_vision_info(conversation, image_patch_size=16 if architecture is QWEN3_VL else 14)
     inputs = processor(text=[text], images=images, return_tensors="pt", **resized)
     with torch.inference_mode():
         states = network.model(**inputs).last_hidden_state[:, -1]
@@ -149,8 +162,8 @@ def by_the_card(folder: Path, family: Family, conversation: list[dict]) -> np.nd
 
 
 @ALL
-def test_embeddings_are_transformers_own_in_any_order_and_batches(model, folders, family):
-    expected = [by_the_card(folders[family.title], family, messages(item)) for item in ITEMS]
+def test_embeddings_are_transformers_own_in_any_order_and_batches(model, folders, architecture):
+    expected = [by_the_card(folders[architecture.title], architecture, messages(item)) for item in ITEMS]
     expected = np.concatenate(expected)
     for batch_size in (1, 2, 5):
         for order in ([0, 1, 2, 3, 4], [2, 4, 0, 3, 1]):
@@ -160,14 +173,14 @@ def test_embeddings_are_transformers_own_in_any_order_and_batches(model, folders
 
 
 @ALL
-def test_a_folder_says_which_family_it_is(model, family):
-    assert model.family is family
+def test_a_folder_says_which_family_it_is(model, architecture):
+    assert model.architecture is architecture
     assert (model.dim, model.longest, model.attention) == (32, 1024, "sdpa")
     assert not model.quick
 
 
 @ALL
-def test_limits_of_a_picture_are_the_cards(model, folders, family):
+def test_limits_of_a_picture_are_the_cards(model, folders, architecture):
     shown = {"type": "image", "image": noise(150, 120, seed=5)}
     for limits in (
         {"max_pixels": 5000},
@@ -175,7 +188,7 @@ def test_limits_of_a_picture_are_the_cards(model, folders, family):
         {"resized_height": 64, "resized_width": 160},
     ):
         chat = [{"role": "user", "content": [shown | limits, {"type": "text", "text": "a bag"}]}]
-        card = by_the_card(folders[family.title], family, chat)
+        card = by_the_card(folders[architecture.title], architecture, chat)
         np.testing.assert_allclose(encode(model, chat), card, atol=1e-5)
 
 
@@ -212,7 +225,7 @@ def gradients_of(model, states, mask):
 
 
 @ALL
-def test_states_and_gradients_are_transformers_own(model, family):
+def test_states_and_gradients_are_transformers_own(model, architecture):
     prompts, vision, batch = inputs_of(model, [QUERIES[2], QUERIES[1], QUERIES[0]])
     ours, theirs = forward(model, prompts, vision, batch), by_transformers(model, prompts, batch)
     mask = batch["attention_mask"]
@@ -224,7 +237,7 @@ def test_states_and_gradients_are_transformers_own(model, family):
         assert (found[name] - gradient).abs().max() / largest < 1e-5, name
     assert found["model.visual.patch_embed.proj.weight"].abs().max() / largest > 1e-4
     deepstack = [name for name in found if "deepstack_merger_list" in name and "weight" in name]
-    assert len(deepstack) == (6 if family is QWEN3_VL else 0)
+    assert len(deepstack) == (6 if architecture is QWEN3_VL else 0)
     assert all(found[name].abs().max() > 0 for name in deepstack)
 
 
@@ -240,14 +253,14 @@ def test_features_of_earlier_layers_reach_the_text_model(models):
 
 
 @ALL
-def test_pictures_are_looked_at_once_and_in_lots(model, family, monkeypatch):
+def test_pictures_are_looked_at_once_and_in_lots(model, architecture, monkeypatch):
     prompts = [prompt(model, item) for item in (QUERIES[2], PRODUCTS[1])]
     whole = vision_of(model, prompts)
     monkeypatch.setattr(vision_module, "CPU_PATCHES", 1)
     lots = vision_of(model, prompts)
     assert list(lots.features) == list(whole.features) == list(lots.grids)
     assert len(whole.features) == 3
-    assert list(lots.deepstack) == (list(lots.features) if family is QWEN3_VL else [])
+    assert list(lots.deepstack) == (list(lots.features) if architecture is QWEN3_VL else [])
     for k, features in whole.features.items():
         torch.testing.assert_close(lots.features[k], features, atol=1e-5, rtol=1e-5)
         for a, b in zip(lots.deepstack.get(k, ()), whole.deepstack.get(k, ()), strict=True):
@@ -255,11 +268,11 @@ def test_pictures_are_looked_at_once_and_in_lots(model, family, monkeypatch):
 
 
 @ALL
-def test_image_tokens_are_told_from_a_size(model, family):
+def test_image_tokens_are_told_from_a_size(model, architecture):
     for picture in (own.image for own in PRODUCTS):
         _, grid = model.pixels([(picture, "it")])[key(picture)]
         assert model.pixels.tokens(picture) == int(grid.prod()) // 4
-    assert model.pixels.tokens(noise(300, 300, seed=9)) == (81 if family is QWEN3_VL else 9)
+    assert model.pixels.tokens(noise(300, 300, seed=9)) == (81 if architecture is QWEN3_VL else 9)
 
 
 @ALL
@@ -270,24 +283,24 @@ def test_what_training_asks_for_are_the_last_states(model):
 
 
 @ALL
-def test_a_saved_folder_gives_the_same_embeddings(model, family, tmp_path):
+def test_a_saved_folder_gives_the_same_embeddings(model, architecture, tmp_path):
     save(model, tmp_path / "again")
     again = load(tmp_path / "again", quick=False)
     np.testing.assert_allclose(encode(again, ITEMS), encode(model, ITEMS), atol=1e-6)
     kind = read(tmp_path / "again/config.json")["model_type"]
     card = (tmp_path / "again/README.md").read_text(encoding="utf-8")
     assert f"interleaved-queries, {kind}, coral]" in card
-    assert family.network.__name__ in card
+    assert architecture.network.__name__ in card
     assert read(tmp_path / "again/1_Pooling/config.json")["pooling_mode"] == "lasttoken"
 
 
 @OTHERS
-def test_an_adapter_is_merged_into_its_base(folders, family, tmp_path):
+def test_an_adapter_is_merged_into_its_base(folders, architecture, tmp_path):
     pytest.importorskip("peft")
     from coral_lab.training.lora import add_lora
 
-    learning = load(folders[family.title])
-    learning = replace(learning, name=str(folders[family.title]))
+    learning = load(folders[architecture.title])
+    learning = replace(learning, name=str(folders[architecture.title]))
     add_lora(learning, rank=2)
     with torch.no_grad():
         for name, parameter in learning.network.named_parameters():
@@ -300,14 +313,14 @@ def test_an_adapter_is_merged_into_its_base(folders, family, tmp_path):
 
 
 @OTHERS
-def test_quick_is_for_qwen2_5_vl_alone(folders, models, family):
-    folder = folders[family.title]
+def test_quick_is_for_qwen2_5_vl_alone(folders, models, architecture):
+    folder = folders[architecture.title]
     with pytest.raises(
-        ValueError, match=rf"is {family.title}, and quick .* Qwen2.5-VL only; use quick=False"
+        ValueError, match=rf"is {architecture.title}, and quick .* Qwen2.5-VL only; use quick=False"
     ):
         load(folder, quick=True)
     with pytest.raises(ValueError, match="use quick=False"):
-        replace(models[family.title], quick=True)
+        replace(models[architecture.title], quick=True)
     assert not load(folder).quick
 
 
@@ -317,8 +330,10 @@ def test_the_family_that_has_a_quick_path_gives_the_same_by_it(models, folders):
 
 
 def test_another_model_is_of_no_family():
-    with pytest.raises(ValueError, match=r"LlamaConfig is of no family .* Qwen2.5-VL, Qwen2-VL, Qwen3-VL"):
-        family_of(AutoConfig.for_model("llama"))
+    with pytest.raises(
+        ValueError, match=r"LlamaConfig is of no architecture .* Qwen2.5-VL, Qwen2-VL, Qwen3-VL"
+    ):
+        architecture_of(AutoConfig.for_model("llama"))
 
 
 # What the hub's own folders look like: Qwen2-VL-2B-Instruct's, and Qwen3-VL-4B-Instruct's.
@@ -342,7 +357,7 @@ def nested(config: dict) -> dict:
     return config
 
 
-@pytest.mark.parametrize(("family", "older"), [(QWEN2_VL, flat), (QWEN3_VL, nested)], ids=["2", "3"])
+@pytest.mark.parametrize(("architecture", "older"), [(QWEN2_VL, flat), (QWEN3_VL, nested)], ids=["2", "3"])
 def test_folders_as_older_releases_wrote_them_load(copy, model, older):
     (copy / "config.json").write_text(json.dumps(older(read(copy / "config.json"))))
     settings = read(copy / "processor_config.json")
@@ -407,11 +422,13 @@ BREAKS = {
 }
 
 
-@pytest.mark.parametrize(("family", "changes", "says"), BREAKS.values(), ids=BREAKS)
+@pytest.mark.parametrize(("architecture", "changes", "says"), BREAKS.values(), ids=BREAKS)
 def test_a_config_that_does_not_fit_is_refused_before_weights_are_read(
-    copy, family, changes, says, monkeypatch
+    copy, architecture, changes, says, monkeypatch
 ):
-    monkeypatch.setattr(family.network, "from_pretrained", lambda *_, **__: pytest.fail("weights were read"))
+    monkeypatch.setattr(
+        architecture.network, "from_pretrained", lambda *_, **__: pytest.fail("weights were read")
+    )
     config = read(copy / "config.json")
     for name, value in changes.items():
         config[name] = config[name] | value if isinstance(value, dict) else value
@@ -423,16 +440,18 @@ def test_a_config_that_does_not_fit_is_refused_before_weights_are_read(
 
 
 @ALL
-def test_another_architecture_or_processor_is_refused_in_one_line(copy, family):
+def test_another_architecture_or_processor_is_refused_in_one_line(copy, architecture):
     change(copy / "processor_config.json", processor_class="LlavaProcessor")
-    with pytest.raises(CheckpointError, match=rf"LlavaProcessor.*reads {family.processor.__name__} only"):
+    with pytest.raises(
+        CheckpointError, match=rf"LlavaProcessor.*reads {architecture.processor.__name__} only"
+    ):
         load(copy)
     change(copy / "config.json", architectures=["Qwen3VLMoeForConditionalGeneration"])
     with pytest.raises(CheckpointError) as error:
         load(copy)
-    assert all(name in str(error.value) for name in FAMILIES)
+    assert all(name in str(error.value) for name in ARCHITECTURES)
     assert len(str(error.value)) <= 300
-    other = QWEN2_VL if family is QWEN2_5_VL else QWEN2_5_VL
+    other = QWEN2_VL if architecture is QWEN2_5_VL else QWEN2_5_VL
     change(copy / "config.json", architectures=[other.network.__name__])
     with pytest.raises(CheckpointError):
         load(copy)

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import coral_lab as cl
-from coral_lab.models.families import FAMILIES, Family
+from coral_lab.models.architectures import ARCHITECTURES, Architecture
 from coral_lab.training import CONTRASTIVE, Coral, StepConfig, TrainConfig, add_lora
-from tests.models.test_families import made
+from tests.models.test_architectures import made
 
 WAYS = {
     "Coral": StepConfig(Coral(), 4, negatives=1),
@@ -17,10 +17,12 @@ WAYS = {
 }
 
 
-@pytest.fixture(scope="module", params=list(FAMILIES.values()), ids=lambda family: family.title)
+@pytest.fixture(
+    scope="module", params=list(ARCHITECTURES.values()), ids=lambda architecture: architecture.title
+)
 def folder(request, tmp_path_factory) -> Path:
-    family: Family = request.param
-    return made(family, tmp_path_factory.mktemp("families") / family.title)
+    architecture: Architecture = request.param
+    return made(architecture, tmp_path_factory.mktemp("architectures") / architecture.title)
 
 
 def trained(
@@ -37,7 +39,7 @@ def trained(
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_family_learns_and_what_it_learnt_is_loaded(folder, shop, tmp_path, way):
+def test_an_architecture_learns_and_what_it_learnt_is_loaded(folder, shop, tmp_path, way):
     rows, moved = trained(folder, tmp_path, shop, WAYS[way])
     assert {name.partition(" ")[0] for name in WAYS[way].coral.weights} <= {"reg", "rec"}
     assert all(rows[0][name] > 0 for name in ("contrastive", *WAYS[way].coral.weights))

@@ -11,16 +11,24 @@ from typing import Any
 import torch
 
 from coral_lab.errors import require
-from coral_lab.images import Sized, digest, identity
+from coral_lab.images import digest
 from coral_lab.models import quantizing
-from coral_lab.models.inputs import Prompt
-from coral_lab.models.loading import Model
+from coral_lab.models.model import Model
+from coral_lab.models.protocol import Embedder, fingerprint_of
+from coral_lab.sources.border import brief
 
 
-def space(model: Model) -> dict[str, str | int | dict]:
-    """How this model makes embeddings. Weights are looked at anew each time, for they may have learnt
-    since.
+def space(model: Embedder) -> dict[str, str | int | dict]:
+    """How a model makes embeddings. A loaded one's weights are looked at anew each time, for they may have
+    learnt since; another's fingerprint is its own word. Raises ValueError for one that says nothing.
     """
+    if not isinstance(model, Model):
+        found = fingerprint_of(model)
+        if found is None:
+            problem = f"{brief(model.name)} has no fingerprint, so that nothing of it can be kept"
+            raise ValueError(f"{problem}; give it one, a text that changes when its embeddings do")
+        kind = f"{type(model).__module__}.{type(model).__qualname__}"
+        return {"model": model.name, "fingerprint": found, "kind": kind, "dim": model.dim}
     return {
         "model": model.name,
         "weights": weights(model.network),
@@ -53,12 +61,3 @@ def weights(network: torch.nn.Module) -> str:
         found.update(f"{key} {tuple(tensor.shape)} {tensor.dtype};".encode())
         found.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).cpu().numpy())
     return found.hexdigest()
-
-
-def item(prompt: Prompt) -> str:
-    """Of a prompt's text and pictures. Raises ItemError for a picture that cannot be read."""
-    pieces = [prompt.text]
-    for own in prompt.pictures:
-        pieces.append(identity(own.picture if isinstance(own, Sized) else own, prompt.name))
-        pieces += [f"{own.limits}"] if isinstance(own, Sized) else []
-    return digest(pieces)
