@@ -26,8 +26,10 @@ if TYPE_CHECKING:
     from coral_lab.query import Dataset as Dataset
     from coral_lab.query import Product as Product
     from coral_lab.query import Query as Query
+    from coral_lab.replication.comparing import compare as compare
     from coral_lab.retrieval import index as index
     from coral_lab.sources.opening import dataset as dataset
+    from coral_lab.store.external import vectors as vectors
     from coral_lab.store.store import open_store as open_store
     from coral_lab.training.from_data import train as train
 

@@ -103,7 +103,7 @@ def _given(options: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
 
 
 def train(options: argparse.Namespace) -> None:
-    from coral_lab.models.loading import load
+    from coral_lab.models.loading import load_network
     from coral_lab.models.model import with_most_pixels
     from coral_lab.models.sharing import check_repository, push_to_hub
     from coral_lab.sources.opening import dataset
@@ -130,7 +130,7 @@ def train(options: argparse.Namespace) -> None:
     if not quiet:
         say_skipped(shop.skipped)
     dtype, attention = options.dtype or "float32", options.attention
-    model = load(options.model, device=options.device, dtype=dtype, attention=attention)
+    model = load_network(options.model, device=options.device, dtype=dtype, attention=attention)
     if options.pixels:
         model = with_most_pixels(model, options.pixels)
     if options.freeze_vision:
@@ -180,7 +180,7 @@ def _take_config(options: argparse.Namespace) -> None:
 
 def mini(options: argparse.Namespace) -> None:
     from coral_lab.mini.recipe import DEFAULTS, train_all, train_stage
-    from coral_lab.models.loading import load
+    from coral_lab.models.loading import load_network
     from coral_lab.training import distributed
     from coral_lab.training.from_data import OBJECTIVES
 
@@ -195,7 +195,7 @@ def mini(options: argparse.Namespace) -> None:
     if step is not None:
         step = replace(step, coral=replace(step.coral, **_given(options, CORAL)), **_given(options, STEP))
     # Parameters learn in float32, whatever the network runs in.
-    model = load(options.model, device=options.device, dtype="float32") if options.model else None
+    model = load_network(options.model, device=options.device, dtype="float32") if options.model else None
     lora, device = options.lora, options.device
     train_stage(options.stage, model, options.out, config, step=step, lora=lora, device=device)
     say(f"saved in {options.out}, with its log in {options.out / 'log.csv'}")

@@ -13,9 +13,10 @@ from coral_lab.metrics import estimate
 from coral_lab.mini.lessons import SLOTS, UNKNOWN, Lesson, picture_lesson, title_lesson
 from coral_lab.mini.titles import retitle
 from coral_lab.models.forward import tokenize
-from coral_lab.models.inputs import Item, prompt
-from coral_lab.models.model import Model
+from coral_lab.models.inputs import prompt
+from coral_lab.models.model import Model, network_of
 from coral_lab.models.pixels import key
+from coral_lab.models.protocol import Embedder, Item
 from coral_lab.models.vision import vision_of
 from coral_lab.prompts import LANGUAGES
 from coral_lab.query import Product
@@ -23,13 +24,15 @@ from coral_lab.query import Product
 LONGEST = 32  # tokens; an answer has nine words
 
 
-def name_attributes(model: Model, products: Sequence[Product], batch_size: int = 64) -> pd.DataFrame:
+def name_attributes(model: Embedder, products: Sequence[Product], batch_size: int = 64) -> pd.DataFrame:
     """Share of attributes that the model names right when it speaks freely (greedy decoding), with 95%
     intervals.
 
     One row a source ("picture", "title en", …) and attribute that the source shows; a wrong or missing word
-    is wrong. Columns: source, attribute, n, accuracy, low, high. For products of MERIT-mini only.
+    is wrong. Columns: source, attribute, n, accuracy, low, high. For products of MERIT-mini only. Raises
+    CheckpointError for a model that only embeds.
     """
+    model = network_of(model, "naming attributes")
     lessons = [("picture", picture_lesson(product)) for product in products]
     lessons += [
         (f"title {language}", title_lesson(retitle(product, language)))

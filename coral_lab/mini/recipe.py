@@ -31,7 +31,7 @@ from coral_lab.mini.merit_mini import catalogue
 from coral_lab.mini.pairs import fewer, mini_pairs, sometimes_retitled, varied
 from coral_lab.mini.titles import named_in_title, retitle
 from coral_lab.models.inputs import prompt
-from coral_lab.models.loading import best_device, load
+from coral_lab.models.loading import best_device, load_network
 from coral_lab.models.model import Model
 from coral_lab.prompts import LANGUAGES, parts
 from coral_lab.query import Dataset, Product, Query
@@ -230,7 +230,7 @@ def train_all(
     """
     pixels = None
     for leg in RECIPE:
-        model = load(Path(folder) / leg.start, device=device, dtype="float32") if leg.start else None
+        model = load_network(Path(folder) / leg.start, device=device, dtype="float32") if leg.start else None
         if model and pixels:
             model.__dict__["pixels"] = pixels
         config = replace(DEFAULTS[leg.stage], **(changes or {}))

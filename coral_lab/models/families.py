@@ -6,12 +6,15 @@ asked up to that place: text that follows it is not seen from there.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from coral_lab.errors import ItemError
+from coral_lab.models.folder_files import look_over, read_json
 from coral_lab.prompts import Format, Part, Pasted, formatted, joined
 from coral_lab.query import Product, Query, name_of
+from coral_lab.sources.border import brief
 
 
 @dataclass(frozen=True)
@@ -61,8 +64,41 @@ CORAL = Family(
     source="the model card, huggingface.co/Bia/CORAL",
 )
 
+SENTENCE_TRANSFORMERS = "sentence-transformers"
+"""The name that asks for what a folder's own modules do, whatever else it is."""
+
+FIELD = "coral_lab_family"
+"""Where a config.json says which family a checkpoint that was saved here is of."""
+
 FAMILIES: Mapping[str, Family] = MappingProxyType({own.name: own for own in (CORAL, PLAIN)})
 """By the name that `load` takes as `family`."""
+
+
+def family_for(asked: Family | str | None, name: str, folder: Path) -> Family | None:
+    """The family that was asked for, or else the one of the hub id or folder that `name` is, or that a
+    checkpoint saved here says in its config; None where nothing tells. Raises ValueError for an unknown name.
+    """
+    if isinstance(asked, Family):
+        return asked
+    if asked is not None and asked not in FAMILIES:
+        known = ", ".join([*FAMILIES, SENTENCE_TRANSFORMERS])
+        raise ValueError(f"family is {brief(asked)}; choose one of {known}, or give a Family")
+    told = asked or _told(folder)
+    if told in FAMILIES:
+        return FAMILIES[told]
+    cached = next((part for part in folder.parts if part.startswith("models--")), "").replace("--", "/")
+    named = {own.rpartition("/")[2].lower() for own in (name, cached, folder.name)}
+    for family in FAMILIES.values():
+        if named & {repository.rpartition("/")[2].lower() for repository in family.repositories}:
+            return family
+    return None
+
+
+def _told(folder: Path) -> str:
+    look_over(folder)
+    file = folder / "config.json"
+    found = read_json(file).get(FIELD) if file.is_file() else None
+    return found if isinstance(found, str) else ""
 
 
 def worded(item: Product | Query, format: str | Format, family: Family) -> tuple[dict[str, Any], ...]:

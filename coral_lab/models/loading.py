@@ -18,9 +18,11 @@ from coral_lab.errors import CheckpointError, HubError
 from coral_lab.models import adapters, cpu_memory, quantizing
 from coral_lab.models.architectures import Architecture, check_quick
 from coral_lab.models.checkpoint_files import Checked, checked, only_errors
+from coral_lab.models.families import CORAL, PLAIN, SENTENCE_TRANSFORMERS, Family, family_for
 from coral_lab.models.folder_files import FILES, brief, few, refused
-from coral_lab.models.model import Model
+from coral_lab.models.model import Model, network_of
 from coral_lab.models.processors import has_processor, processor_of
+from coral_lab.models.sentence_models import SentenceModel, is_run_otherwise, sentence_model
 from coral_lab.sources.hub import download
 from coral_lab.sources.package_files import shipped
 
@@ -42,6 +44,7 @@ QUICK_FROM, QUICK_BEFORE = (5, 20), (5, 24)
 def load(
     name: str | os.PathLike = "mini",
     *,
+    family: Family | str | None = None,
     device: str | torch.device | None = None,
     dtype: torch.dtype | str | None = None,
     attention: str | None = None,
@@ -49,36 +52,79 @@ def load(
     offline: bool = False,
     quick: bool | None = None,
     quantize: str | None = None,
-) -> Model:
+) -> Model | SentenceModel:
     """Load "mini", "mini-contrastive", "mini-base", a folder, or a hub id such as "Bia/CORAL": a Qwen2.5-VL,
-    Qwen2-VL or Qwen3-VL.
+    Qwen2-VL or Qwen3-VL, else any folder of sentence-transformers (`sentence_models.py`).
 
-    A folder may hold a LoRA adapter, which is merged into its base, one that is here already. `family` is how
-    it is asked (`families.py`): by default the one that its hub id, its folder's name or its config tells,
-    else CORAL's. `device` is by default CUDA, else MPS, else the CPU; `dtype` bfloat16 on GPUs, and on the
-    CPU if it computes in bfloat16 itself and the checkpoint was saved in it (CORAL is, coral-mini is not: its
-    figures do not depend on the machine), else float32; `attention` FlashAttention 2 on CUDA where it is
-    installed, else SDPA, or `cpu_attention.py`'s for bfloat16 on a CPU. `revision` is a hub branch, tag or
-    commit; `offline` looks only at what was downloaded. `quick` False makes embeddings by transformers'
-    public names alone, as is done by default for other architectures than Qwen2.5-VL, and for versions that
-    the quick path is not known to fit. `quantize` "int8" keeps the linear layers' weights in eight bits
-    (`quantizing.py`), each made so as it is read, for encoding only: CORAL takes 4.1 GB on a card, not 7.5.
-    (Nine parameters: each is one choice of `from_pretrained` or of the hub.) Only safetensors are read and no
-    code from a checkpoint is run; what training left in it is named in one warning. Raises CheckpointError,
-    one line with the way out, for anything that is not a whole checkpoint of these architectures, and
-    ValueError for a choice that there is not.
+    `family` is how it is asked: a name in `families.FAMILIES`, a Family of one's own, or
+    "sentence-transformers" for what the folder's own modules do; by default the one that its hub id, its
+    folder's name or its config tells, else that of its modules if they pool otherwise, else CORAL. A folder
+    may hold a LoRA adapter, which is merged into its base, one that is here already. `device` is by default
+    CUDA, else MPS, else the CPU; `dtype` bfloat16 on GPUs, and on the CPU if it computes in bfloat16 itself
+    and the checkpoint was saved in it (CORAL is, coral-mini is not: its figures do not depend on the
+    machine), else float32; `attention` FlashAttention 2 on CUDA where it is installed, else SDPA, or
+    `cpu_attention.py`'s for bfloat16 on a CPU. `revision` is a hub branch, tag or commit; `offline` looks
+    only at what was downloaded. `quick` False makes embeddings by transformers' public names alone, as is
+    done by default for other architectures than Qwen2.5-VL, and for versions that the quick path is not known
+    to fit. `quantize` "int8" keeps the linear layers' weights in eight bits (`quantizing.py`), each made so
+    as it is read, for encoding only: CORAL takes 4.1 GB on a card, not 7.5. (Nine parameters: each is one
+    choice of `from_pretrained` or of the hub.) Only safetensors are read and no code from a checkpoint is
+    run; what training left in it is named in one warning. Raises CheckpointError, one line with the way out,
+    for anything that is not a whole checkpoint of these kinds, and ValueError for a choice that there is not.
     """
+    device, dtype = _device(device), _dtype(dtype)
+    folder = checkpoint_folder(str(name), revision, offline)
+    general = isinstance(family, str) and family == SENTENCE_TRANSFORMERS
+    chosen = family_for(None if general else family, str(name), folder)
+    if general or (chosen is None and is_run_otherwise(folder)):
+        if quick or quantize or attention:
+            problem = (
+                f"{name} is run by sentence-transformers, which has no quick, quantize or attention here"
+            )
+            raise ValueError(f"{problem}; leave them out")
+        wording = chosen or (PLAIN if is_run_otherwise(folder) else CORAL)
+        return sentence_model(folder, str(name), device, dtype, wording)
+    return load_checkpoint(
+        folder,
+        str(name),
+        chosen or CORAL,
+        device=device,
+        dtype=dtype,
+        attention=attention,
+        quick=quick,
+        quantize=quantize,
+    )
+
+
+def load_network(name: str | os.PathLike = "mini", **options: Any) -> Model:
+    """As `load`, with its options, for what needs the network itself: training, decoders, states by layer.
+    Raises CheckpointError also for a folder that sentence-transformers runs.
+    """
+    return network_of(load(name, **options), "this")
+
+
+def load_checkpoint(
+    folder: Path,
+    name: str,
+    family: Family = CORAL,
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | str | None = None,
+    attention: str | None = None,
+    quick: bool | None = None,
+    quantize: str | None = None,
+) -> Model:
+    """A folder of an architecture that is known, as `load` says. (Eight parameters: `load`'s.)"""
     device = _device(device)
     dtype = _dtype(dtype)
     quantizing.check(quantize, device)
-    folder = checkpoint_folder(str(name), revision, offline)
     lora = adapters.lora_of(folder) if (folder / adapters.CONFIG).is_file() else None
     if lora and quantize:
         way = "load it without quantize, save that whole, and load what was saved"
         raise refused(folder, f"is an adapter, which is not merged into {quantize} weights", way)
     whole = _base(folder, lora.base) if lora else folder
     found = checked(whole)
-    quick = _quick(found.architecture, str(name), quick)
+    quick = _quick(found.architecture, name, quick)
     processor = processor_of(folder if has_processor(folder) else whole, found.config)
     dtype = dtype or _best_dtype(device, found.dtype)
     attention = attention or _best_attention(device, dtype, quick)
@@ -86,7 +132,7 @@ def load(
     if quick:
         make_quick(network, attention)
     network = adapters.merged(network, folder, lora) if lora else network
-    return Model(str(name), network.to(device).eval(), processor, quick)
+    return Model(name, network.to(device).eval(), processor, quick, family)
 
 
 def best_device() -> str:

@@ -13,8 +13,16 @@ import numpy as np
 import torch
 from jaxtyping import Float32
 
+from coral_lab.errors import CheckpointError
 from coral_lab.models import quantizing
-from coral_lab.models.architectures import Architecture, Network, Processor, architecture_of, check_quick
+from coral_lab.models.architectures import (
+    ARCHITECTURES,
+    Architecture,
+    Network,
+    Processor,
+    architecture_of,
+    check_quick,
+)
 from coral_lab.models.families import CORAL, Family
 from coral_lab.models.pixels import Pixels
 from coral_lab.models.protocol import Conversation, Embedder, fingerprint_of
@@ -115,6 +123,17 @@ class Model:
 
     def _repr_html_(self) -> str:
         return paragraph(f"<b>{escape(self.name)}</b> {grey(repr(self).partition(': ')[2].rstrip(')'))}")
+
+
+def network_of(model: Embedder, use: str) -> Model:
+    """The model itself, for a `use` of more than its embeddings: its network, its decoders, its layers.
+    Raises CheckpointError for one that is not of `architectures.py`.
+    """
+    if not isinstance(model, Model):
+        titles = ", ".join(own.title for own in ARCHITECTURES.values())
+        problem = f"{model.name[-60:]!r} only embeds, and {use} needs a network of {titles}"
+        raise CheckpointError(f"{problem}; load such a checkpoint")
+    return model
 
 
 def same_embeddings(a: Embedder, b: Embedder) -> bool:

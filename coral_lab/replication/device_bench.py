@@ -21,7 +21,7 @@ from coral_lab.mini.architecture import untrained
 from coral_lab.mini.merit_mini import catalogue
 from coral_lab.mini.recipe import corpus
 from coral_lab.mini.rehearsal_checkpoint import SHAPE
-from coral_lab.models.loading import load
+from coral_lab.models.loading import load_network
 from coral_lab.models.model import Model
 from coral_lab.query import Condition, Product, Query
 from coral_lab.replication.cells import provenance
@@ -121,7 +121,7 @@ class Bench:
 
     def load(self, folder: Path, dtype: str, attention: str | None = "sdpa", **options: Any) -> Model:
         """As `cl.load` with this device."""
-        return load(folder, device=self.device, dtype=dtype, attention=attention, **options)
+        return load_network(folder, device=self.device, dtype=dtype, attention=attention, **options)
 
 
 Check = Callable[[Bench], Iterator[Figure]]

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from qwen_vl_utils import process_vision_info
 from torch.nn.functional import normalize
 
-from coral_lab.models.loading import load
+from coral_lab.models.loading import load_network
 from coral_lab.models.model import Model
 from coral_lab.models.saving import save
 from coral_lab.prompts import messages
@@ -156,7 +156,7 @@ def attentions(bench: Bench) -> Iterator[Figure]:
 def parity_with_cpu(bench: Bench) -> Iterator[Figure]:
     """At the small size, against transformers' plain forward in float32 on the CPU."""
     own = with_queries(products(3), 2)
-    plain = load(bench.small, device="cpu", dtype="float32", attention="sdpa", quick=False)
+    plain = load_network(bench.small, device="cpu", dtype="float32", attention="sdpa", quick=False)
     expected = embeddings(plain, own)
     found = embeddings(bench.load(bench.small, "float32"), own)
     why = "TF32 off; the CPU by transformers' public names alone"

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 
 import torch
 
-from coral_lab.models.loading import load
+from coral_lab.models.loading import load_network
 from coral_lab.models.model import Model
 from coral_lab.replication.device_bench import (
     Bench,
@@ -69,7 +69,7 @@ def first_losses(bench: Bench) -> Iterator[Figure]:
             yield Figure(name, None, why=left_out)
             continue
         found = _step(bench.load(bench.small, "float32"), mode, 2)
-        plain = load(bench.small, device="cpu", dtype="float32", attention="sdpa")
+        plain = load_network(bench.small, device="cpu", dtype="float32", attention="sdpa")
         expected = _step(plain, precise[mode], 2)
         apart = max(abs(found[term] - value) / abs(value) for term, value in expected.items())
         bound = 1e-4 if mode.precision == "float32" else 0.1

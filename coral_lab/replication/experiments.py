@@ -19,7 +19,7 @@ from coral_lab.evaluation import evaluate
 from coral_lab.mini.merit_mini import catalogue
 from coral_lab.mini.pairs import mini_pairs
 from coral_lab.models import fingerprints
-from coral_lab.models.loading import load
+from coral_lab.models.loading import load, load_network
 from coral_lab.models.model import Model
 from coral_lab.prompts import LANGUAGES
 from coral_lab.query import Dataset, Query
@@ -113,7 +113,7 @@ def train_and_measure(
     """
     arms, queries = arms or ARMS[name], plan.queries or QUERIES[name]
     start, steps, batch_size = plan.start, plan.steps, plan.batch_size
-    fresh = partial(load, start, dtype="float32")  # what parameters learn in, whatever the device runs best
+    fresh = partial(load_network, start, dtype="float32")  # what parameters learn in, whatever the device runs best
     first = fresh()
     # One name may stand for other weights, trained anew; with a word before it a CSV never takes it for a
     # number.

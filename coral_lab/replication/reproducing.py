@@ -28,7 +28,7 @@ from coral_lab.evaluation import Result, asked
 from coral_lab.images import digest
 from coral_lab.models import fingerprints
 from coral_lab.models.inputs import prompt
-from coral_lab.models.loading import load
+from coral_lab.models.loading import load_network
 from coral_lab.models.model import Model, with_most_pixels
 from coral_lab.models.pixels import Pixels
 from coral_lab.query import Dataset
@@ -80,7 +80,9 @@ class Matrix:
             raise ValueError(f"choice {brief(other[0])} is not known; the choices are {', '.join(CHOICES)}")
 
     def loaded(self, dtype: str | None = None) -> Model:
-        return load(self.model, device=self.device, dtype=dtype, revision=self.revision, offline=self.offline)
+        return load_network(
+            self.model, device=self.device, dtype=dtype, revision=self.revision, offline=self.offline
+        )
 
     def ways(self, options: Mapping[str, tuple]) -> list[Way]:
         """Every way to encode; those with the same model and pixels stand together, the card's first."""

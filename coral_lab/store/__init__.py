@@ -1,10 +1,12 @@
-"""Embeddings that last (LanceDB), what an embedding depends on, and exact search among many of them."""
+"""Embeddings that last (LanceDB), those that were made elsewhere, and exact search among many of them."""
 
 from typing import TYPE_CHECKING
 
 from coral_lab import public
 
 if TYPE_CHECKING:
+    from coral_lab.store.external import Vectors as Vectors
+    from coral_lab.store.external import vectors as vectors
     from coral_lab.store.store import Added as Added
     from coral_lab.store.store import Store as Store
     from coral_lab.store.store import open_store as open_store

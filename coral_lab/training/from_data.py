@@ -9,7 +9,8 @@ import torch
 
 from coral_lab.images import digest
 from coral_lab.models.fingerprints import weights
-from coral_lab.models.model import Model
+from coral_lab.models.model import Model, network_of
+from coral_lab.models.protocol import Embedder
 from coral_lab.prompts import format_name
 from coral_lab.query import Dataset
 from coral_lab.training import distributed
@@ -32,7 +33,7 @@ OnStep = Callable[[Mapping[str, float | int]], None]
 
 
 def train(
-    model: Model,
+    model: Embedder,
     dataset: Dataset,
     out: str | Path,
     objective: str | StepConfig = "coral",
@@ -51,9 +52,10 @@ def train(
     whose parameters are sharded stays so, and is loaded again from `out`. (Seven parameters: what learns, on
     what, how, where, who looks on, and what is kept back.)
 
-    Errors are those of `train_loop`, `pair_sampler` and `held_out.split`, and ValueError for an unknown
-    objective.
+    Errors are those of `train_loop`, `pair_sampler` and `held_out.split`, ValueError for an unknown objective,
+    and CheckpointError for a model that only embeds.
     """
+    model = network_of(model, "training")
     if isinstance(objective, str):
         if objective not in OBJECTIVES:
             raise ValueError(f"objective is {objective!r}; use {' or '.join(OBJECTIVES)}, or a StepConfig")

@@ -108,7 +108,7 @@ def test_arms_are_trained_as_they_say(small, random_folder, tmp_path, monkeypatc
     pd.testing.assert_frame_equal(first, again, check_dtype=False)
     learnt = load(random_folder)
     learnt.network.lm_head.weight.data += 1
-    monkeypatch.setattr(experiments, "load", lambda *_, **__: learnt)
+    monkeypatch.setattr(experiments, "load_network", lambda *_, **__: learnt)
     with pytest.raises(ValueError, match=r"'weights': 'xxh3 .*; move it"):
         train_and_measure("methods", plan, arms=arms, **places)
 

@@ -28,7 +28,7 @@ def asked(monkeypatch, tmp_path):
     found = {}
     shop = Namespace(skipped=())
     monkeypatch.setattr(opening, "dataset", lambda *given, **more: found.update(data=given) or shop)
-    monkeypatch.setattr(loading, "load", lambda name, **more: found.update(more, model=name) or name)
+    monkeypatch.setattr(loading, "load_network", lambda name, **more: found.update(more, model=name) or name)
     monkeypatch.setattr(loading, "with_most_pixels", lambda _, pixels: found.update(pixels=pixels))
     monkeypatch.setattr(lora, "add_lora", lambda _, rank, *more: found.update(rank=rank))
     monkeypatch.setattr(
