@@ -76,7 +76,8 @@ def test_every_room_says_what_it_is_for_and_names_what_is_public():
 
 
 def test_the_root_is_seen_at_a_glance():
-    entries = [entry.name for entry in PACKAGE.iterdir() if entry.name != "__pycache__"]
+    unseen = {"__pycache__", "py.typed"}  # the one is Python's, the other says that there are annotations
+    entries = [entry.name for entry in PACKAGE.iterdir() if entry.name not in unseen]
     assert len(entries) <= 20, sorted(entries)
     assert not {"utils", "helpers", "common", "misc"} & {file.stem for file in FILES}
 

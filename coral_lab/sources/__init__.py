@@ -1,5 +1,5 @@
-"""Where products and queries come from: MERIT's files, the hub, what ships with the package; and writing
-them.
+"""Where products and queries come from: MERIT's files, BEIR's, the hub, what ships with the package; and
+writing them.
 """
 
 from typing import TYPE_CHECKING
@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING
 from coral_lab import public
 
 if TYPE_CHECKING:
+    from coral_lab.sources.beir import read_beir as read_beir
+    from coral_lab.sources.beir_writing import write_beir as write_beir
+    from coral_lab.sources.beir_writing import write_qrels as write_qrels
     from coral_lab.sources.hub import download as download
     from coral_lab.sources.merit_files import merit as merit
     from coral_lab.sources.merit_files import read_products as read_products

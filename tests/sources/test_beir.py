@@ -87,6 +87,7 @@ def shops(draw) -> Dataset:
     return Dataset("made up", products, queries)
 
 
+@pytest.mark.filterwarnings("ignore:Do not use the `random` module")  # beartype does, in what is drawn
 @settings(max_examples=40, deadline=None)
 @given(shops())
 def test_what_is_written_is_read_as_the_same(given):
@@ -168,6 +169,9 @@ def test_a_folder_that_others_made(tmp_path):
     assert found.queries[0].positives == ("d1",)
     assert found.queries[0].hard_negatives == ("2", "gone")
     assert found.name == f"{tmp_path}/test"
+    write_beir(found, tmp_path / "again")
+    assert json.loads((tmp_path / "again" / "queries.jsonl").read_text())["text"] == "what?"
+    assert_same(dataset(tmp_path / "again"), found)
 
 
 def test_judgements_without_a_header_are_all_read(tmp_path):
