@@ -17,10 +17,11 @@ from tqdm.auto import tqdm
 
 from coral_lab.errors import ItemError, NotFiniteError
 from coral_lab.models.embedding import embed
-from coral_lab.models.families import PLAIN
 from coral_lab.models.inputs import Prompt, conversation, prompt_of
-from coral_lab.models.model import Model
+from coral_lab.models.layers import ALL, AtLayer
+from coral_lab.models.model import Model, network_of
 from coral_lab.models.protocol import Conversation, Embedder, Item, fingerprint_of
+from coral_lab.models.wording import family_of, unread
 from coral_lab.prompts import Format
 from coral_lab.query import Product, Query
 from coral_lab.sources.border import brief
@@ -73,20 +74,32 @@ def encode(
     items: Item | Iterable[Item | Any],
     format: str | Format = "seq",
     settings: Settings = Settings(),
-) -> Float32[np.ndarray, "item dim"]:
-    """L2-normalised embeddings in the order given; one row for a single item.
+    *,
+    layer: int | str | None = None,
+) -> Float32[np.ndarray, "item dim"] | Float32[np.ndarray, "layer item dim"]:
+    """L2-normalised embeddings [item, dim] in the order given; one row for a single item.
 
     An item is a Product, a Query, or chat messages as the model card builds them; `format` is how queries are
     worded. A picture that several items show is looked at once. Out of memory on a GPU halves the batch, with
-    a warning. Raises ItemError naming the item that cannot be used; with `on_error` "skip" its row is NaN and
-    a warning lists it.
+    a warning. `layer` reads a loaded checkpoint earlier (`layers.py`): at layer n, or at "all" from 0 to the
+    last, [layer, item, dim]. Raises ItemError naming the item that cannot be used; with `on_error` "skip" its
+    row is NaN and a warning lists it.
     """
-    found = encode_all(model, items, format, settings)
+    read = model if layer is None else AtLayer(network_of(model, "a layer's states"), layer)
+    found = encode_all(read, items, format, settings)
     if found.skipped:
         listed = "\n".join(f"  {error}" for _, error in found.skipped)
         count = len(found.embeddings)
         log.warning("%d of %d items skipped, their rows are NaN:\n%s", len(found.skipped), count, listed)
-    return found.embeddings
+    return found.embeddings if layer != ALL else _apart(found.embeddings, model.dim)
+
+
+def _apart(
+    embeddings: Float32[np.ndarray, "item numbers"], dim: int
+) -> Float32[np.ndarray, "layer item dim"]:
+    """Each layer's embeddings, which came side by side."""
+    layers = embeddings.reshape(len(embeddings), -1, dim).swapaxes(0, 1)
+    return layers / np.linalg.norm(layers, axis=-1, keepdims=True)
 
 
 def encode_all(
@@ -104,6 +117,8 @@ def encode_all(
             raise error
         skipped[i] = error
 
+    if left := unread(items, format, family_of(model)):
+        log.warning("%s", left)
     asked = _attempt(items, lambda i, item: _asked(model, item, format, f"item {i}"), refuse)
     embeddings = np.full((len(items), model.dim), np.nan, np.float32)
     keeper = None
@@ -131,7 +146,7 @@ def encode_all(
 
 def _asked(model: Embedder, item: Item | Any, format: str | Format, name: str) -> Prompt | Conversation:
     """An item as the model's family words it and, of a model that was loaded here, its chat template."""
-    said = conversation(item, format, name, getattr(model, "family", PLAIN))
+    said = conversation(item, format, name, family_of(model))
     return prompt_of(model, said) if isinstance(model, Model) else said
 
 

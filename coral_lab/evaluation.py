@@ -17,7 +17,8 @@ from coral_lab.errors import ItemError, ModelMismatchError, one_line
 from coral_lab.metrics import Estimate
 from coral_lab.models.model import same_embeddings
 from coral_lab.models.protocol import Embedder
-from coral_lab.prompts import Format, format_name
+from coral_lab.models.wording import family_of, read_as
+from coral_lab.prompts import Format
 from coral_lab.query import Product, Query, name_of
 from coral_lab.retrieval import Index, index, ranking
 from coral_lab.sources.files import csv_text, fresh_file, write_text
@@ -266,7 +267,7 @@ def asked(
         raise ValueError(
             f"none of {len(queries)} queries can be used ({skipped[0]}); give at least one that can"
         )
-    chosen, name = tuple(answered[i] for i in kept), format_name(format or index.format)
+    chosen, name = tuple(answered[i] for i in kept), read_as(format or index.format, family_of(index.model))
     return Asked(index, chosen, found.embeddings[kept], name, tuple(skipped))
 
 

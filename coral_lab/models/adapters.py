@@ -1,8 +1,9 @@
 """LoRA adapters, merged when a checkpoint that holds one is loaded. (`training.lora` adds them.)
 
-An adapter is two thin matrices for each layer it is on, and merging adds their product to its weights. That
-is done here, by the shapes that the file's header says: no package looks for a base, runs a pattern over
-the network's names, or takes memory for a rank that is only claimed.
+An adapter is two thin matrices for each layer it is on, and merging adds their product to its weights; DoRA's
+(arXiv 2402.09353) has lengths for the rows of the sum besides. That is done here, by the shapes that the
+file's header says: no package looks for a base, runs a pattern over the network's names, or takes memory for
+a rank that is only claimed.
 """
 
 import math
@@ -23,7 +24,7 @@ INSIDE = "base_model.model."
 """What peft puts before the names of the network."""
 
 OTHER_SUMS = (
-    *("use_dora", "use_qalora", "use_bdlora", "lora_bias", "layer_replication", "target_parameters"),
+    *("use_qalora", "use_bdlora", "lora_bias", "layer_replication", "target_parameters"),
     *("trainable_token_indices", "alora_invocation_tokens", "megatron_config", "arrow_config", "kasa_config"),
     *("monteclora_config", "velora_config"),
 )
@@ -38,13 +39,14 @@ FITTING = "use the base it was trained on"
 
 @dataclass(frozen=True)
 class Lora:
-    """What an adapter says, by the names in its file: rank and scale of each layer that it is on, and what is
-    saved whole.
+    """What an adapter says, by the names in its file: rank and scale of each layer that it is on, of DoRA the
+    name of its rows' lengths, and what is saved whole.
     """
 
     base: str
     rank: Mapping[str, int]
     scale: Mapping[str, float]
+    lengths: Mapping[str, str]
     whole: tuple[str, ...]
     targets: tuple[str, ...] | None
 
@@ -66,20 +68,22 @@ def lora_of(folder: Path) -> Lora:
         raise refused(folder / WEIGHTS, "is missing", "save the adapter with safetensors")
     try:
         _check_fields(config)
-        rank, scale = _ranks(config, header(folder / WEIGHTS))
+        shapes = header(folder / WEIGHTS)
+        rank, scale = _ranks(config, shapes)
+        lengths = _lengths(config, shapes, rank)
         # with these, names say only which layers may have been chosen
         fewer = any(config.get(name) for name in ("exclude_modules", "layers_to_transform", "layers_pattern"))
         targets = None if fewer else _texts(config, "target_modules")
         whole = _texts(config, "modules_to_save") or ()
     except ValueError as error:
         raise refused(file, brief(error), AGAIN) from None
-    return Lora(base, rank, scale, whole, targets)
+    return Lora(base, rank, scale, lengths, whole, targets)
 
 
 def _check_fields(config: Mapping[str, Any]) -> None:
     """Raises ValueError."""
     if other := [name for name in OTHER_SUMS if config.get(name)]:
-        raise ValueError(f"sets {few(other)}, and plain LoRA alone is merged")
+        raise ValueError(f"sets {few(other)}, and only LoRA and DoRA are merged")
     if config.get("bias", "none") != "none":
         raise ValueError(f"has bias {brief(config['bias'], 60)!r}, wanted 'none'")
     start = config.get("init_lora_weights")
@@ -88,8 +92,9 @@ def _check_fields(config: Mapping[str, Any]) -> None:
         raise ValueError(
             f"{problem}: convert it to plain LoRA (peft's path_initial_model_for_weight_conversion)"
         )
-    if not isinstance(config.get("use_rslora") or False, bool):
-        raise ValueError(f"has use_rslora {brief(config['use_rslora'], 60)!r}, wanted true or false")
+    for name in ("use_rslora", "use_dora"):
+        if not isinstance(config.get(name) or False, bool):
+            raise ValueError(f"has {name} {brief(config[name], 60)!r}, wanted true or false")
 
 
 def _texts(config: Mapping[str, Any], name: str) -> tuple[str, ...] | None:
@@ -123,6 +128,22 @@ def _ranks(config: Mapping[str, Any], shapes: Mapping[str, Shape]) -> tuple[dict
     if not rank:
         raise ValueError(f"says rank {number}, and {WEIGHTS} has no lora_A with its lora_B")
     return rank, scale
+
+
+def _lengths(config: Mapping[str, Any], shapes: Mapping[str, Shape], layers: Iterable[str]) -> dict[str, str]:
+    """What a DoRA adapter calls the lengths of each layer's rows. Raises ValueError for a layer without."""
+    if not config.get("use_dora"):
+        return {}
+    found = {}
+    for layer in layers:
+        names = (f"{layer}.lora_magnitude_vector", f"{layer}.lora_magnitude_vector.weight")
+        wanted = shapes[f"{layer}.lora_B.weight"][:1]
+        own = next((name for name in names if shapes.get(name) == wanted), None)
+        if own is None:
+            inner = brief(layer.removeprefix(INSIDE), 70)
+            raise ValueError(f"sets use_dora, and {WEIGHTS} has no {wanted[0]} magnitudes of {inner}")
+        found[layer] = own
+    return found
 
 
 def _number(value: Any, name: str, kind: type = float) -> Any:
@@ -164,7 +185,7 @@ def merged(network: torch.nn.Module, folder: Path, lora: Lora) -> Any:
     inner |= {name: f"{name.removeprefix(INSIDE)}.weight" for name in lora.rank}
     here = names_here(network, set(inner.values()))
     place = {name: here[inner[name]].removesuffix(".weight") for name in lora.rank}
-    pairs = {f"{name}.lora_{part}.weight" for name in lora.rank for part in "AB"}
+    pairs = {f"{name}.lora_{part}.weight" for name in lora.rank for part in "AB"} | {*lora.lengths.values()}
     whole = {name: here[inner[name]] for name in shapes if name not in pairs}
     taken = list(place.values())
     wrong = [
@@ -186,6 +207,9 @@ def merged(network: torch.nn.Module, folder: Path, lora: Lora) -> Any:
         layer: Any = layers[at]
         first, second = (weights[f"{name}.lora_{part}.weight"].to(layer.weight.device) for part in "AB")
         layer.weight += second.float() @ first.float() * lora.scale[name]
+        if name in lora.lengths:
+            lengths = weights[lora.lengths[name]].to(layer.weight.device).float()
+            layer.weight *= (lengths / layer.weight.float().norm(dim=1))[:, None]
     return network
 
 

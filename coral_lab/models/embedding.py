@@ -158,7 +158,7 @@ def _as_on_the_card(model: Model, prompts: Sequence[Prompt]) -> Float32[np.ndarr
     """
     pictures = [(picture, prompt.name) for prompt in prompts for picture in prompt.pictures]
     patch = model.processor.image_processor.patch_size
-    images = [as_on_the_card(*pair, patch) for pair in pictures]
+    images = [as_on_the_card(*pair, patch, model.family.straight) for pair in pictures]
     inputs: Any = model.processor(
         text=[prompt.text for prompt in prompts],
         images=images or None,
@@ -172,6 +172,8 @@ def _as_on_the_card(model: Model, prompts: Sequence[Prompt]) -> Float32[np.ndarr
             raise ItemError(
                 prompt.name, f"is {mask.sum():,} tokens long and the model reads {longest:,}; shorten it"
             )
+    if model.family.flat_positions:
+        inputs["mm_token_type_ids"] = torch.zeros_like(inputs["input_ids"])
     with model.turn:
         output = model.network.model(**inputs.to(model.device), use_cache=False, return_dict=True)
     return normalised(output.last_hidden_state[:, -1]).cpu().numpy()

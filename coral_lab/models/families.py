@@ -4,25 +4,22 @@ An embedding is always the last hidden state of the text's last token. Models th
 asked up to that place: text that follows it is not seen from there.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
-from coral_lab.errors import ItemError
 from coral_lab.models.folder_files import look_over, read_json
-from coral_lab.prompts import Format, Part, Pasted, formatted, joined
-from coral_lab.query import Product, Query, name_of
 from coral_lab.sources.border import brief
 
 
 @dataclass(frozen=True)
 class Turn:
-    """The words around an item: a system turn ("" for what the chat template says by itself), and what comes
+    """The words around an item: a system turn ("" for what the chat template says by itself), what comes
     before it, between its picture and its title, and after it.
 
-    In `after`, {what} is what was shown: "image", "sentence", or "image and sentence".
+    {instruction} is the family's, with the space after it only if there is one; {what} is what was shown:
+    "image", "sentence", or "image and sentence".
     """
 
     system: str = ""
@@ -35,22 +32,38 @@ class Turn:
 class Family:
     """How a family's checkpoints are asked, and which they are.
 
-    `ending` follows what the chat template writes, which is the checkpoint's own unless `template` is one.
-    Queries with more pictures than `most_pictures` are asked with one pasted picture (the paper's *Cat*).
-    `limits` are a picture's, by qwen-vl-utils' names. `repositories` are the hub ids of its checkpoints, and
-    `source` says where all this is published.
+    `instruction` is what queries are for, in words; where publishers give several, that which their code
+    takes by default. `ending` follows what the chat template writes. Where there is no chat template,
+    `picture` is what stands for a picture in the bare text. `most_pictures` is how many a query may have: of
+    one, they are pasted together and come first (the paper's *Cat*). Without `titles` a product is its
+    picture alone. `limits` are a picture's in pixels by qwen-vl-utils' names, `sizes` the least and most that
+    the image processor makes of it; `straight` says that it gets pictures without qwen-vl-utils. With
+    `flat_positions` a picture's tokens are counted like words. `longest` is in tokens. `repositories` are
+    the hub ids of its checkpoints, and `source` says where all this is published.
     """
 
     name: str
     title: str
     query: Turn = Turn()
     product: Turn = Turn()
+    instruction: str = ""
+    punctuated: bool = False
     ending: str = ""
-    template: str | None = None
+    picture: str | None = None
     most_pictures: int | None = None
+    titles: bool = True
     limits: tuple[tuple[str, int], ...] = ()
+    sizes: tuple[int, int] | None = None
+    straight: bool = False
+    flat_positions: bool = False
+    longest: int | None = None
     repositories: tuple[str, ...] = ()
     source: str = ""
+
+    @property
+    def by_template(self) -> bool:
+        """Whether the checkpoint's own chat template and nothing else writes its prompts."""
+        return self.picture is None and not self.ending
 
 
 PLAIN = Family("plain", "a model of no family")
@@ -61,8 +74,82 @@ CORAL = Family(
     "CORAL",
     product=Turn(before="Represent the given product: ", between="\n "),
     repositories=("Bia/CORAL",),
-    source="the model card, huggingface.co/Bia/CORAL",
+    source="its model card",
 )
+
+HELPFUL = "You are a helpful assistant."
+TILE = 28 * 28
+"""Pixels of an image token of Qwen2-VL and 2.5; of Qwen3-VL it is 32 by 32."""
+
+GME = Family(
+    "gme",
+    "GME",
+    query=Turn(system="{instruction}"),
+    product=Turn(system=HELPFUL),
+    instruction=HELPFUL,
+    ending="<|endoftext|>",
+    most_pictures=1,
+    sizes=(256 * TILE, 1280 * TILE),
+    repositories=("Alibaba-NLP/gme-Qwen2-VL-2B-Instruct", "Alibaba-NLP/gme-Qwen2-VL-7B-Instruct"),
+    source="its gme_inference.py, as kept in TIGER-AI-Lab/VLM2Vec; mteb's copy has 4 tiles at least",
+)
+
+LAMRA = Family(
+    "lamra",
+    "LamRA-Ret",
+    query=Turn(before="{instruction} ", after="\nSummarize above {what} in one word: "),
+    product=Turn(after="\nSummarize above {what} in one word: "),
+    limits=(("min_pixels", 4 * TILE), ("max_pixels", 300 * TILE)),
+    repositories=("code-kunkun/LamRA-Ret", "code-kunkun/LamRA-Ret-Qwen2.5VL-7b"),
+    source="Code-kunkun/LamRA, collators and models/qwen2_vl.py: it reads the token before <emb>, with which "
+    "the assistant's turn begins (issue 4)",
+)
+
+VLM2VEC = Family(
+    "vlm2vec",
+    "VLM2Vec-V2",
+    query=Turn(before="{instruction} "),
+    picture="<|image_pad|> ",
+    sizes=(4 * TILE, 1280 * TILE),
+    straight=True,
+    flat_positions=True,
+    repositories=("VLM2Vec/VLM2Vec-V2.0",),
+    source="TIGER-AI-Lab/VLM2Vec, src/model/processor.py; positions: its get_rope_index counts pictures by "
+    "<|vision_start|>, which its prompts do not have",
+)
+
+QWEN3_VL_EMBEDDING = Family(
+    "qwen3-vl-embedding",
+    "Qwen3-VL-Embedding",
+    query=Turn(system="{instruction}"),
+    product=Turn(system="Represent the user's input."),
+    instruction="Represent the user's input.",
+    punctuated=True,
+    limits=(("min_pixels", 4 * 32 * 32), ("max_pixels", 1800 * 32 * 32)),
+    longest=8192,
+    repositories=("Qwen/Qwen3-VL-Embedding-2B", "Qwen/Qwen3-VL-Embedding-8B"),
+    source="QwenLM/Qwen3-VL-Embedding, src/models/qwen3_vl_embedding.py",
+)
+
+NOMIC = Family(
+    "nomic",
+    "nomic-embed-multimodal",
+    query=Turn(before="Query: "),
+    product=Turn(before="<|im_start|>user\n", after="Describe the image.<|im_end|>"),
+    ending="<|endoftext|>",
+    picture="<|vision_start|><|image_pad|><|vision_end|>",
+    most_pictures=0,
+    titles=False,
+    sizes=(4 * TILE, 768 * TILE),
+    straight=True,
+    repositories=("nomic-ai/nomic-embed-multimodal-3b", "nomic-ai/nomic-embed-multimodal-7b"),
+    source="nomic-ai/colpali, models/qwen2_5/biqwen2_5; later colpali_engines word queries otherwise",
+)
+
+FAMILIES: Mapping[str, Family] = MappingProxyType(
+    {own.name: own for own in (CORAL, GME, LAMRA, VLM2VEC, QWEN3_VL_EMBEDDING, NOMIC, PLAIN)}
+)
+"""By the name that `load` takes as `family`."""
 
 SENTENCE_TRANSFORMERS = "sentence-transformers"
 """The name that asks for what a folder's own modules do, whatever else it is."""
@@ -70,8 +157,12 @@ SENTENCE_TRANSFORMERS = "sentence-transformers"
 FIELD = "coral_lab_family"
 """Where a config.json says which family a checkpoint that was saved here is of."""
 
-FAMILIES: Mapping[str, Family] = MappingProxyType({own.name: own for own in (CORAL, PLAIN)})
-"""By the name that `load` takes as `family`."""
+
+def check_positions(family: Family, name: str) -> None:
+    """Raises ValueError for a family that has no quick path, since it counts positions its own way."""
+    if family.flat_positions:
+        problem = f"{name} is asked as {family.title}, whose positions quick embeddings do not have"
+        raise ValueError(f"{problem}; use quick=False")
 
 
 def family_for(asked: Family | str | None, name: str, folder: Path) -> Family | None:
@@ -99,42 +190,3 @@ def _told(folder: Path) -> str:
     file = folder / "config.json"
     found = read_json(file).get(FIELD) if file.is_file() else None
     return found if isinstance(found, str) else ""
-
-
-def worded(item: Product | Query, format: str | Format, family: Family) -> tuple[dict[str, Any], ...]:
-    """Chat messages about an item in the family's words, pictures as the item has them.
-
-    Raises ItemError for an item of which nothing is left, and for pictures that cannot be pasted together
-    where the family takes fewer.
-    """
-    turn = family.product if isinstance(item, Product) else family.query
-    own = _pasted([part for part in _parts(item, format, turn.between) if part != ""], name_of(item), family)
-    shown = {"sentence" if isinstance(part, str) else "image" for part in own}
-    said = joined((turn.before, *own, turn.after.format(what=" and ".join(sorted(shown)))), name_of(item))
-    system = [{"role": "system", "content": [_entry(turn.system)]}] if turn.system else []
-    return *system, {"role": "user", "content": [_entry(part) for part in said]}
-
-
-def _parts(item: Product | Query, format: str | Format, between: str) -> Iterator[Part]:
-    found = (
-        formatted(item, format) if isinstance(item, Query) else (item, item.title and between + item.title)
-    )
-    yield from (part for part in found if not isinstance(part, Product) or part.image is not None)
-
-
-def _pasted(own: list[Part], name: str, family: Family) -> list[Part]:
-    """As the format `cat` has it, if there are more pictures than the family takes."""
-    pictures = [part for part in own if not isinstance(part, str)]
-    if family.most_pictures is None or len(pictures) <= family.most_pictures:
-        return own
-    products = tuple(part for part in pictures if isinstance(part, Product))
-    if len(products) < len(pictures):
-        problem = f"shows {len(pictures)} pictures, and {family.title} takes {family.most_pictures}"
-        raise ItemError(name, f"{problem}; use a format that shows products")
-    return [Pasted(products), *(part for part in own if isinstance(part, str))]
-
-
-def _entry(part: Part) -> dict[str, Any]:
-    if isinstance(part, str):
-        return {"type": "text", "text": part}
-    return {"type": "image", "image": part.image if isinstance(part, Product) else part}

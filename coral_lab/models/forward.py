@@ -62,7 +62,8 @@ def tokenize(model: Model, prompts: Sequence[Prompt], vision: Vision, answers: S
             )
     rows = [head + tail for head, tail in zip(ids, tails, strict=True)]
     batch = tokenizer.pad({"input_ids": rows}, padding_side="left", return_tensors="pt")
-    batch["mm_token_type_ids"] = (batch["input_ids"] == model.processor.image_token_id).int()
+    shown = batch["input_ids"] == model.processor.image_token_id  # what gets positions in height and width
+    batch["mm_token_type_ids"] = (torch.zeros_like(shown) if model.family.flat_positions else shown).int()
     batch["answer_lengths"] = torch.tensor([len(tail) for tail in tails])
     grids = [vision.grids[key(picture)] for prompt in prompts for picture in prompt.pictures]
     if grids:
@@ -110,6 +111,6 @@ def last_token(hidden: Float[Tensor, "row token dim"], mask: Tensor) -> Float[Te
     return hidden[torch.arange(len(hidden), device=hidden.device), place]
 
 
-def normalised(states: Float[Tensor, "row dim"]) -> Float[Tensor, "row dim"]:
+def normalised(states: Float[Tensor, "*row dim"]) -> Float[Tensor, "*row dim"]:
     """Embeddings: states L2-normalised in float32."""
     return normalize(states.float(), dim=-1)

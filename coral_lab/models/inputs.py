@@ -8,10 +8,11 @@ from typing import Any
 
 from coral_lab.errors import ItemError
 from coral_lab.images import MAX_PIXELS, Picture, Sized, digest
-from coral_lab.models.families import PLAIN, Family, worded
+from coral_lab.models.families import PLAIN, Family
 from coral_lab.models.model import Model
 from coral_lab.models.protocol import LIMITS, Conversation, Item, identity_of
 from coral_lab.models.templates import render
+from coral_lab.models.wording import worded
 from coral_lab.prompts import Format
 from coral_lab.query import Product, Query, name_of
 from coral_lab.sources.border import brief, text_of
@@ -41,8 +42,9 @@ def conversation(
     if isinstance(item, Product | Query):
         return Conversation(name_of(item), worded(item, format, family), item)
     found = Conversation(name, _chat(item, name))
-    if family.most_pictures is not None and len(found.pictures) > family.most_pictures:
-        problem = f"shows {len(found.pictures)} pictures, and {family.title} takes {family.most_pictures}"
+    most = max(family.most_pictures, 1) if family.most_pictures is not None else None
+    if most is not None and len(found.pictures) > most:
+        problem = f"shows {len(found.pictures)} pictures, and {family.title} takes {most}"
         raise ItemError(name, f"{problem}; paste them together")
     return found
 
@@ -74,9 +76,18 @@ def _limited(picture: Picture | Sized, family: Family) -> Picture | Sized:
 
 
 def _written(model: Model, said: Conversation) -> str:
-    """What the chat template makes of messages. Raises ItemError for what it makes nothing of."""
+    """What the chat template makes of messages. Raises ItemError for what it makes nothing of, and for turns
+    where there is none.
+    """
+    bare = model.family.picture
+    if bare is not None:
+        if len(said.chat) > 1:
+            problem = f"has {len(said.chat)} turns, and {model.family.title} knows none"
+            raise ItemError(said.name, f"{problem}; put all in one message")
+        entries = said.chat[0]["content"]
+        return "".join(bare if entry["type"] == "image" else entry["text"] for entry in entries)
     chat = [{**turn, "content": [_bare(entry) for entry in turn["content"]]} for turn in said.chat]
-    template: Any = model.family.template or model.processor.chat_template
+    template: Any = model.processor.chat_template
     try:
         return render(template, chat, model.processor.tokenizer.special_tokens_map)
     except Exception as error:  # whatever a template does or runs into

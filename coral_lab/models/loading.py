@@ -18,9 +18,9 @@ from coral_lab.errors import CheckpointError, HubError
 from coral_lab.models import adapters, cpu_memory, quantizing
 from coral_lab.models.architectures import Architecture, check_quick
 from coral_lab.models.checkpoint_files import Checked, checked, only_errors
-from coral_lab.models.families import CORAL, PLAIN, SENTENCE_TRANSFORMERS, Family, family_for
+from coral_lab.models.families import CORAL, PLAIN, SENTENCE_TRANSFORMERS, Family, check_positions, family_for
 from coral_lab.models.folder_files import FILES, brief, few, refused
-from coral_lab.models.model import Model, network_of
+from coral_lab.models.model import Model, network_of, of_family
 from coral_lab.models.processors import has_processor, processor_of
 from coral_lab.models.sentence_models import SentenceModel, is_run_otherwise, sentence_model
 from coral_lab.sources.hub import download
@@ -124,7 +124,7 @@ def load_checkpoint(
         raise refused(folder, f"is an adapter, which is not merged into {quantize} weights", way)
     whole = _base(folder, lora.base) if lora else folder
     found = checked(whole)
-    quick = _quick(found.architecture, name, quick)
+    quick = _quick(found.architecture, family, name, quick)
     processor = processor_of(folder if has_processor(folder) else whole, found.config)
     dtype = dtype or _best_dtype(device, found.dtype)
     attention = attention or _best_attention(device, dtype, quick)
@@ -132,7 +132,7 @@ def load_checkpoint(
     if quick:
         make_quick(network, attention)
     network = adapters.merged(network, folder, lora) if lora else network
-    return Model(name, network.to(device).eval(), processor, quick, family)
+    return of_family(Model(name, network.to(device).eval(), processor, quick), family)
 
 
 def best_device() -> str:
@@ -145,10 +145,12 @@ def best_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def _quick(architecture: Architecture, name: str, asked: bool | None) -> bool:
+def _quick(architecture: Architecture, family: Family, name: str, asked: bool | None) -> bool:
     if asked:
         check_quick(architecture, name)
-    return architecture.quick and _fits() if asked is None else asked
+        check_positions(family, name)
+    can = architecture.quick and not family.flat_positions
+    return can and _fits() if asked is None else asked
 
 
 def _fits() -> bool:

@@ -1,5 +1,6 @@
 """A loaded checkpoint, and what can be said of it or changed about it without loading another."""
 
+import math
 import threading
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -23,7 +24,7 @@ from coral_lab.models.architectures import (
     architecture_of,
     check_quick,
 )
-from coral_lab.models.families import CORAL, Family
+from coral_lab.models.families import CORAL, Family, check_positions
 from coral_lab.models.pixels import Pixels
 from coral_lab.models.protocol import Conversation, Embedder, fingerprint_of
 from coral_lab.results import grey, paragraph
@@ -47,6 +48,7 @@ class Model:
     def __post_init__(self) -> None:
         if self.quick:
             check_quick(self.architecture, self.name)
+            check_positions(self.family, self.name)
 
     @property
     def architecture(self) -> Architecture:
@@ -56,7 +58,8 @@ class Model:
     @cached_property
     def pixels(self) -> Pixels:
         """The pictures that this model's image processor has seen."""
-        return Pixels(self.processor.image_processor, options=self.architecture.pictures)
+        options = self.architecture.pictures
+        return Pixels(self.processor.image_processor, options=options, straight=self.family.straight)
 
     @cached_property
     def turn(self) -> AbstractContextManager:
@@ -83,8 +86,8 @@ class Model:
 
     @property
     def longest(self) -> int:
-        """Most tokens that it reads."""
-        return self._text_config.max_position_embeddings
+        """Most tokens that it reads: as many as its family's publisher lets it, if that is fewer."""
+        return min(self.family.longest or math.inf, self._text_config.max_position_embeddings)
 
     @property
     def _text_config(self) -> Any:
@@ -154,6 +157,19 @@ def same_embeddings(a: Embedder, b: Embedder) -> bool:
     if len({*processors}) > 1 or len({*templates}) > 1 or mine.keys() != theirs.keys():
         return False
     return all(torch.equal(mine[name], theirs[name].to(mine[name].device)) for name in mine)
+
+
+def of_family(model: Model, family: Family) -> Model:
+    """The same network asked in a family's words, its pictures of the sizes that the family has. Raises
+    ValueError for a quick model of a family whose positions are flat.
+    """
+    processor = model.processor
+    if family.sizes:
+        processor = copy(processor)
+        processor.image_processor = deepcopy(processor.image_processor)
+        smallest, largest = family.sizes
+        processor.image_processor.size = {"shortest_edge": smallest, "longest_edge": largest}
+    return replace(model, processor=processor, family=family)
 
 
 def with_most_pixels(model: Model, pixels: int) -> Model:

@@ -48,13 +48,13 @@ def key(picture: Picture | Sized) -> Hashable:
     return picture if isinstance(picture, bytes) else id(picture)
 
 
-def as_on_the_card(picture: Picture | Sized, item: str, patch: int) -> Image.Image:
+def as_on_the_card(picture: Picture | Sized, item: str, patch: int, straight: bool = False) -> Image.Image:
     """The picture as qwen-vl-utils hands it to the image processor: sides are multiples of two patches of so
-    many pixels. Raises ItemError.
+    many pixels. One without limits of its own that goes there `straight` is as it is. Raises ItemError.
     """
     plain, limits = _parts(picture)
     with opened(plain, item) as image:
-        return _fetched(image, limits, item, patch)
+        return image.copy() if straight and not limits else _fetched(image, limits, item, patch)
 
 
 def _parts(picture: Picture | Sized) -> tuple[Picture, tuple[tuple[str, int], ...]]:
@@ -72,12 +72,19 @@ class Pixels:
     """Pictures after qwen-vl-utils and an image processor, kept by content until `limit` bytes are full.
 
     They do not depend on a model's weights, so they stay right while it learns. `options` go to the image
-    processor. With a `thumbnail_size` in pixels, JPEGs of newly opened pictures gather in `thumbnails`, for a
-    picture is costly to open twice.
+    processor, and `straight` leaves qwen-vl-utils out. With a `thumbnail_size` in pixels, JPEGs of newly
+    opened pictures gather in `thumbnails`, for a picture is costly to open twice.
     """
 
-    def __init__(self, image_processor, limit: int = LIMIT, options: Mapping[str, bool] | None = None):
+    def __init__(
+        self,
+        image_processor,
+        limit: int = LIMIT,
+        options: Mapping[str, bool] | None = None,
+        straight: bool = False,
+    ):
         self.image_processor, self.limit, self.size = image_processor, limit, 0
+        self.straight = straight
         self.options = dict(options or {})
         self._kept: dict[Hashable, Pixel] = {}
         self._lock = threading.Lock()
@@ -122,7 +129,10 @@ class Pixels:
             return int(kept[1].prod()) // merge
         try:
             patch = self.image_processor.patch_size
-            height, width = _size_on_the_card(plain, dict(limits), patch * SPATIAL_MERGE_SIZE)
+            if self.straight and not limits:
+                width, height = _size(plain)
+            else:
+                height, width = _size_on_the_card(plain, dict(limits), patch * SPATIAL_MERGE_SIZE)
             if not self.options.get("do_resize", True):
                 return (height // patch) * (width // patch) // merge
             return self.image_processor.get_number_of_image_patches(height, width) // merge
@@ -148,6 +158,8 @@ class Pixels:
             if self.thumbnail_size:
                 self.thumbnails[own] = jpeg(image, item, self.thumbnail_size)
             told = told_identity(plain) or pixels_identity(image)
+            if self.straight and not limits:
+                return (told, limits), image.copy()
             return (told, limits), _fetched(image, limits, item, self.image_processor.patch_size)
 
 

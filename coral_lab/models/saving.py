@@ -11,6 +11,7 @@ from torch import Tensor
 
 from coral_lab.errors import one_line
 from coral_lab.models import quantizing
+from coral_lab.models.families import CORAL, FAMILIES, FIELD, Family
 from coral_lab.models.model import Model
 from coral_lab.sources.files import check_target, output_folder, write_text
 
@@ -37,16 +38,24 @@ def save(
     with TemporaryDirectory(prefix=".", suffix=".part", dir=folder) as made:
         model.network.save_pretrained(made, state_dict=dict(weights) if weights else None)
         model.processor.save_pretrained(made)
+        _say_family(Path(made) / "config.json", model.family)
         _move(Path(made), folder)
     card = folder / "README.md"
     check_target(card)
     if not card.exists() or MARK in card.read_text(encoding="utf-8"):
         write_text(card, model_card(model, folder.name, facts or {}, adapter))
-    if adapter:
+    if adapter or not model.family.by_template:  # what follows the template has no place in their files
         return
     for name, content in _sentence_transformers_files(model.dim).items():
         output_folder((folder / name).parent)
         write_text(folder / name, json.dumps(content, indent=2) + "\n")
+
+
+def _say_family(config: Path, family: Family) -> None:
+    """So that what is loaded again is asked in the same words; CORAL's are what nothing is said of."""
+    if family.name in FAMILIES and family is not CORAL and config.exists():
+        found = json.loads(config.read_text(encoding="utf-8"))
+        config.write_text(json.dumps(found | {FIELD: family.name}, indent=2) + "\n", encoding="utf-8")
 
 
 WEIGHTS = re.compile(r"(adapter_)?model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")
@@ -81,15 +90,17 @@ def model_card(model: Model, name: str, facts: Mapping[str, object], adapter: bo
     known = {
         "architecture": f"{type(model.network).__name__}, {millions:,.1f} M parameters",
         "embedding": f"last hidden state of the last token, L2-normalised, {model.dim} dimensions",
-        "prompt": "chat template with a generation prompt; a product after `Represent the given product: `",
+        "prompt": PROMPT if model.family is CORAL else f"as {model.family.title}'s: {model.family.source}",
         "started from": model.name,
         **facts,
     }
     rows = "\n".join(f"| {key} | {one_line(str(value), 10_000)} |" for key, value in known.items())
-    peers = "" if adapter else SENTENCE_TRANSFORMERS
+    peers = "" if adapter or not model.family.by_template else SENTENCE_TRANSFORMERS
     kind = model.network.config.model_type
     return CARD.format(name=name, mark=MARK, kind=kind, rows=rows, peers=peers)
 
+
+PROMPT = "chat template with a generation prompt; a product after `Represent the given product: `"
 
 CARD = """---
 library_name: transformers

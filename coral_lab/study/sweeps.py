@@ -168,7 +168,7 @@ def attribution(
     ValueError for a `how` that does not give one edit a condition.
     """
     hits = index.search(query, k, format=format)
-    items = [edited for _, edited in _taken_away(query, how)]
+    items = [edited for _, edited in taken_away(query, how)]
     scores = index.encode(items, format) @ index.embeddings.T
     records = []
     for hit in hits:
@@ -201,7 +201,7 @@ def heeded(
     those of `attribution`. Where the index's settings skip what cannot be used, such queries have no row and
     `attrs["skipped"]` says which and why.
     """
-    groups = _groups([_taken_away(query, how) for query in queries], 32)
+    groups = _groups([taken_away(query, how) for query in queries], 32)
     records: list[dict] = []
     skipped: list[str] = []
     for edits in progress_bar(len(groups) >= 8, groups, desc="heeded", unit="batch"):
@@ -213,13 +213,14 @@ def heeded(
         for start, (name, query) in enumerate(edits):
             rows = range(start, start + 1 + len(query.conditions))
             if name == AS_ASKED and not any(i in rows for i, _ in found.skipped):
-                records += _heeded(index, query, scores[rows.start : rows.stop])
+                records += heard(index, query, scores[rows.start : rows.stop])
     table = pd.DataFrame(records)
     table.attrs["skipped"] = skipped
     return table
 
 
-def _heeded(index: Index, query: Query, scores: Float32[np.ndarray, "edit product"]) -> Iterator[dict]:
+def heard(index: Index, query: Query, scores: Float32[np.ndarray, "edit product"]) -> Iterator[dict]:
+    """`heeded`'s rows of one query, from the scores of what `taken_away` gives."""
     right = [row for row, p in enumerate(index.products) if p.class_name == query.class_name]
     before = _best_rank(index, query, scores[0])
     for i, condition in enumerate(query.conditions):
@@ -240,8 +241,10 @@ def _best_rank(index: Index, query: Query, scores: Float32[np.ndarray, " product
     return min((_rank(index, query, scores, place) for place in places), default=0)
 
 
-def _taken_away(query: Query, how: Edit) -> list[Edited]:
-    """The query as asked, then without each of its conditions."""
+def taken_away(query: Query, how: Edit) -> list[Edited]:
+    """The query as asked, then without each of its conditions. Raises ValueError for a `how` that does not
+    give one edit a condition.
+    """
     edits = list(how(query))
     if len(edits) != len(query.conditions):
         raise ValueError(

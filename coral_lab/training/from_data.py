@@ -52,8 +52,8 @@ def train(
     whose parameters are sharded stays so, and is loaded again from `out`. (Seven parameters: what learns, on
     what, how, where, who looks on, and what is kept back.)
 
-    Errors are those of `train_loop`, `pair_sampler` and `held_out.split`, ValueError for an unknown objective,
-    and CheckpointError for a model that only embeds.
+    Errors are those of `train_loop`, `pair_sampler` and `held_out.split`, ValueError for an unknown
+    objective, and CheckpointError for a model that only embeds.
     """
     model = network_of(model, "training")
     if isinstance(objective, str):

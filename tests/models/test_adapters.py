@@ -51,6 +51,7 @@ KINDS = [
     pytest.param({"target_modules": ["q_proj", "v_proj"]}, {}, id="text"),
     pytest.param({"target_modules": ["qkv", "gate_proj"], "use_rslora": True}, {}, id="vision and text"),
     pytest.param({"target_modules": "all-linear"}, {}, id="all"),
+    pytest.param({"target_modules": ["q_proj", "up_proj"], "use_dora": True}, {}, id="DoRA"),
     pytest.param({"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]}, {}, id="saved whole"),
     pytest.param(
         {"target_modules": ".*language_model.*(down_proj|gate_proj|up_proj|q_proj)$"},
@@ -135,8 +136,9 @@ def small(tmp_path):
             lambda file: change(file, lora_alpha=float("inf")),
             "has lora_alpha 'inf', wanted a positive number",
         ),
-        (lambda file: change(file, use_dora=True), "sets use_dora, and plain LoRA alone is merged"),
-        (lambda file: change(file, layer_replication=[[0, 9]]), "sets layer_replication, and plain LoRA"),
+        (lambda file: change(file, use_dora=True), "use_dora, and .* has no 128 magnitudes of model.*q_proj"),
+        (lambda file: change(file, use_dora="yes"), "has use_dora 'yes', wanted true or false"),
+        (lambda file: change(file, layer_replication=[[0, 9]]), "sets layer_replication, and only LoRA"),
         (lambda file: change(file, bias="all"), "has bias 'all', wanted 'none'"),
         (
             lambda file: change(file, init_lora_weights="pissa"),

@@ -34,6 +34,7 @@ from coral_lab.models.architectures import (
 from coral_lab.models.checkpoint_files import checked
 from coral_lab.models.forward import forward, tokenize
 from coral_lab.models.inputs import prompt
+from coral_lab.models.layers import AtLayer
 from coral_lab.models.pixels import key
 from coral_lab.models.prefixes import last_states
 from coral_lab.models.saving import save
@@ -455,3 +456,40 @@ def test_another_architecture_or_processor_is_refused_in_one_line(copy, architec
     change(copy / "config.json", architectures=[other.network.__name__])
     with pytest.raises(CheckpointError):
         load(copy)
+
+
+@ALL
+def test_states_by_layer_are_transformers_own(model):
+    prompts, _, batch = inputs_of(model, ITEMS)
+    shown = [(picture, own.name) for own in prompts for picture in own.pictures]
+    pixels = model.pixels(shown)
+    values = torch.cat([pixels[key(picture)][0] for picture, _ in shown])
+    inputs = {name: value for name, value in batch.items() if name != "answer_lengths"}
+    with torch.inference_mode():
+        theirs = model.network.model(**inputs, pixel_values=values, output_hidden_states=True).hidden_states
+    expected = torch.stack([torch.nn.functional.normalize(own[:, -1], dim=-1) for own in theirs]).numpy()
+    found = encode(model, ITEMS, layer="all", settings=Settings(batch_size=2))
+    assert found.shape == (4, len(ITEMS), 32)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(found[3], encode(model, ITEMS), atol=1e-5)
+    assert np.ptp(found[0], axis=0).max() < 1e-6  # the same token for all
+    for layer in range(4):
+        np.testing.assert_allclose(encode(model, ITEMS, layer=layer), expected[layer], atol=1e-5)
+
+
+def test_a_layer_that_there_is_not_is_refused(models):
+    model = models["Qwen2.5-VL"]
+    for layer in (4, -1, "last"):
+        with pytest.raises(ValueError, match=r"has 3; use 0 to 3, or 'all'"):
+            AtLayer(model, layer)
+
+
+def test_a_layer_is_a_model_of_its_own(models, tmp_path):
+    model = models["Qwen2.5-VL"]
+    kept = Settings(store=tmp_path, progress=False)
+    read = AtLayer(model, 1)
+    found = encode(read, ITEMS, settings=kept)
+    np.testing.assert_array_equal(encode(AtLayer(model, 1), ITEMS, settings=kept), found)
+    assert np.abs(encode(AtLayer(model, 2), ITEMS, settings=kept) - found).max() > 1e-2
+    queries = [replace(query, positives=("p4",)) for query in QUERIES]
+    assert evaluate(read, queries, PRODUCTS).model.endswith(", layer 1")
