@@ -55,6 +55,8 @@ from coral_lab.retrieval import Index
 from coral_lab.sources import shipped
 from coral_lab.study import geometry
 from coral_lab.study.comparison import judged
+from coral_lab.study.depth import by_layer
+from coral_lab.study.depth import figure as over_depth
 from coral_lab.study.plots import matrix, scatter
 
 # %%
@@ -193,6 +195,37 @@ published = pd.read_csv(shipped("data/published.csv")).query("source.str.startsw
 published[(published["input"] == "Seq") & (published["training"] != "LoRA")][
     ["method", "size", "R@1", "source"]
 ]
+
+# %% [markdown]
+# ## Over depth: where does retrieval come about?
+#
+# An embedding is the last layer's state of the last token. Read the same token earlier: at layer 0 it is the
+# token itself, the same for every item. **Prediction.** Does R@1 come gradually, or with the last layer? And
+# do products spread out (anisotropy falls) before or after conditions are heard (what a condition adds to
+# products that meet it, less to those that do not)?
+
+# %%
+few = queries[:100]
+pool = shop.smaller_pool(few, PRODUCTS)
+depth = {name: by_layer(models[name], few, pool) for name in (first, last)}
+depth[last].round(3)
+
+# %%
+over_depth(depth[last])
+
+# %%
+halves = {
+    name: int((table["R@1"] > table["R@1"].iloc[-1] / 2).idxmax()) for name, table in depth.items()
+}
+print(
+    "We observe: "
+    + "; ".join(
+        f"in {name}, half of the final R@1 is there at layer {layer} of {len(depth[name]) - 1}, "
+        f"where anisotropy is {depth[name]['anisotropy'][layer]:.2f}"
+        for name, layer in halves.items()
+    )
+    + "."
+)
 
 # %% [markdown]
 # ## Hubs: products that are near everything

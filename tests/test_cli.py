@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from coral_lab import encode, load
+from coral_lab import Settings, dataset, encode, evaluate, load
 from coral_lab.cli import main, measuring
 from coral_lab.mini.demo import demo
 from coral_lab.mini.merit_mini import catalogue
@@ -82,6 +82,56 @@ def test_evaluate_attributes_asks_for_each_source_and_language(random_folder, tm
         "trim",
     }
     assert not set(table.loc[table["source"] != "picture", "attribute"]) & {"shape", "trim"}
+
+
+def test_a_family_or_vectors_can_be_measured(random_folder, shop, tmp_path, capsys):
+    folder = tmp_path / "merit"
+    write_merit(shop, folder, "test", limit=4)
+    words = ["evaluate", "--data", str(folder), "--store", "", "--device", "cpu"]
+    assert main([*words, "--model", str(random_folder), "--family", "gme"]) == 0
+    assert "4 queries over" in capsys.readouterr().out
+    assert main([*words, "--model", str(random_folder), "--family", "clip"]) == 2
+    assert "family is 'clip'; choose one of coral, gme" in capsys.readouterr().err
+    alone = dataset(folder)
+    items = [*alone.products, *alone.queries]
+    numbers = encode(load(random_folder, device="cpu"), items)
+    frame = pd.DataFrame({"id": [item.id for item in items], "embedding": list(numbers)})
+    frame.to_parquet(tmp_path / "theirs.parquet")
+    assert main([*words, "--model", str(tmp_path / "theirs.parquet")]) == 0
+    theirs = capsys.readouterr().out
+    assert main([*words, "--model", str(random_folder)]) == 0
+    assert theirs.splitlines()[1:] == capsys.readouterr().out.splitlines()[1:]
+    assert theirs.startswith("theirs: 4 queries")
+
+
+def test_models_are_compared_on_a_folder(random_folder, shop, tmp_path, capsys):
+    folder, out = tmp_path / "merit", tmp_path / "new folder" / "out"
+    write_merit(shop, folder, "test", limit=40)
+    words = ["compare", "mini", str(random_folder), "--data", str(folder), "--limit", "6", "--device", "cpu"]
+    words += ["--store", "", "--out", str(out)]
+    assert main([*words, "--baseline", "random"]) == 0
+    said = capsys.readouterr().out
+    for text in (
+        "6 queries over",
+        "mini − random",
+        "p (Holm)",
+        "ms a query",
+        "against random:",
+        "float32 cpu",
+    ):
+        assert text in said
+    assert said.splitlines()[-1] == f"the page is {out / 'compare.html'}"
+    assert {file.name for file in out.iterdir()} == {"compare.html", "comparison.json", "ranks.csv"}
+    facts = json.loads((out / "comparison.json").read_text(encoding="utf-8"))
+    command = facts["made with"]["command"]
+    assert command.startswith("coral-lab compare mini")
+    assert "--out" not in command
+    mini = load("mini", device="cpu")
+    alone = dataset(folder)
+    result = evaluate(mini, alone.queries[:6], alone.products, settings=Settings(store="", progress=False))
+    written = facts["measured"]["mini"]["metrics"]
+    assert written == {name: value.mean for name, value in result.metrics.items()}
+    assert pd.read_csv(out / "ranks.csv").columns.tolist() == ["query", "mini", "random"]
 
 
 def test_encode_writes_numpy_and_parquet(random_folder, shop, tmp_path):
@@ -159,6 +209,13 @@ TRAIN = ["train", "--model", "mini-base", "--data", "mini", "--split", "val", "-
     [
         (["evaluate", "--model", "minni"], "check the spelling"),
         (["evaluate", "--data", "maxi"], "no folder and no hub id"),
+        (["compare", "mini"], "1 models are given; give at least two"),
+        (["compare", "mini", "minni"], "check the spelling"),
+        (
+            ["compare", "mini", "mini-base", "--baseline", "base"],
+            "--baseline is base; use one of mini, mini-base",
+        ),
+        (["compare", "mini", "mini-base", "--format", "odd"], "format is 'odd'; use one of seq"),
         (["download"], "nothing to download"),
         (["evaluate", "--split", "best"], "the splits are train, test, val"),
         (["encode", "--out", "e.txt"], "end it in .npy or .parquet"),
@@ -193,7 +250,7 @@ def test_the_module_runs_and_help_is_quick():
     ran = subprocess.run(
         [sys.executable, "-m", "coral_lab.cli", "--help"], capture_output=True, text=True, check=True
     )
-    for command in ("demo", "evaluate", "encode", "train", "mini", "data", "download"):
+    for command in ("demo", "evaluate", "compare", "encode", "train", "mini", "data", "download"):
         assert command in ran.stdout
 
 

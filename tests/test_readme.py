@@ -38,7 +38,7 @@ def test_the_four_lines_of_python_give_what_stands_below_them():
     assert float(score) == pytest.approx(float(own), abs=5e-4)
 
 
-@pytest.mark.parametrize("page", ["guide", "training"])
+@pytest.mark.parametrize("page", ["guide", "models", "training"])
 def test_what_the_pages_show_runs(page, tmp_path, monkeypatch):
     blocks = PYTHON.findall(Path(f"docs/pages/{page}.md").read_text(encoding="utf-8"))
     shop, names = small_shop(128 if page == "training" else 20), {}  # a batch of its first example

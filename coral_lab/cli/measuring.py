@@ -24,7 +24,8 @@ def evaluate(options) -> None:
     from coral_lab.retrieval import index
 
     format_of(options.format)  # before a checkpoint is loaded
-    model, shop = loaded(options), data_of(options)
+    shop = data_of(options)
+    model = loaded(options, shop)
     if options.attributes:
         table = name_attributes(model, shop.products[: options.limit])
         say(table.round(4).to_string(index=False))
@@ -55,6 +56,27 @@ def evaluate(options) -> None:
     if options.csv:
         make_parent(options.csv)
         result.write_csv(options.csv)
+
+
+def compare(options) -> None:
+    from coral_lab.replication.comparing import compare
+    from coral_lab.replication.comparing_page import paired_text
+    from coral_lab.replication.comparing_runs import named
+
+    labels = [*named(options.models)]  # before data are read
+    if options.baseline is not None and options.baseline not in labels:
+        raise ValueError(f"--baseline is {options.baseline}; use one of {', '.join(labels)}")
+    shop = data_of(options)
+    shop = replace(shop, queries=shop.queries[: options.limit])
+    names = ("device", "dtype", "offline", "quantize")
+    given = {name: getattr(options, name) for name in names}
+    found = compare(options.models, shop, format=options.format, settings=settings_of(options), **given)
+    say_skipped(found.skipped)
+    say(found)
+    if options.baseline:
+        say(f"\nagainst {options.baseline}:\n{paired_text(found, options.baseline)}")
+    command = shlex.join(["coral-lab", *_without_out(options.arguments)])
+    say(f"\nthe page is {found.write(options.out, command)}")
 
 
 def encode(options) -> None:
@@ -117,7 +139,7 @@ def report(options) -> None:
 
     shop = data_of(options)
     shop = replace(shop, queries=shop.queries[: options.limit])
-    pool = index(loaded(options), shop.products, settings=settings_of(options))
+    pool = index(loaded(options, shop), shop.products, settings=settings_of(options))
     say_skipped(pool.skipped)
     say(report(pool, shop, options.out, command=shlex.join(["coral-lab", *options.arguments])))
     say(f"the report is in {options.out}")

@@ -13,11 +13,18 @@ def settings_of(options):
     return Settings(batch_size=options.batch_size, store=options.store, on_error=options.on_error)
 
 
-def loaded(options):
+def loaded(options, shop=None):
+    """The model; a file of vectors is one of a dataset that is read already."""
     from coral_lab.models.loading import load
+    from coral_lab.store.vector_files import is_vector_file
 
+    if shop is not None and is_vector_file(options.model):
+        from coral_lab.store.external import vectors
+
+        return vectors(options.model, shop, format=getattr(options, "format", "seq"))
     return load(
         options.model,
+        family=options.family,
         device=options.device,
         dtype=options.dtype,
         revision=options.revision,

@@ -60,6 +60,17 @@ def _parser() -> argparse.ArgumentParser:
         "--attributes", action="store_true", help="ask the model to name what it sees and reads"
     )
 
+    compare = commands.add_parser(
+        "compare", help="models side by side on the same queries: quality, paired tests, cost, one page"
+    )
+    compare.set_defaults(command=measuring.compare, into_folder=True)
+    compare.add_argument("models", nargs="+", metavar="MODEL", help="two or more; see evaluate's --model")
+    _add_data(compare)
+    _add_how(compare)
+    compare.add_argument("--format", default="seq", help="how queries are worded; see evaluate")
+    compare.add_argument("--baseline", metavar="MODEL", help="test the others against it as well")
+    compare.add_argument("--out", default="build/compare", type=Path, help="a folder for page and figures")
+
     encode = commands.add_parser("encode", help="embeddings of a split's products")
     encode.set_defaults(command=measuring.encode)
     _add_model_and_data(encode)
@@ -143,21 +154,30 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_model_and_data(parser: argparse.ArgumentParser, reproducing: bool = False) -> None:
     """What is encoded and how; `reproduce` settles the dtype, the split and the store itself."""
-    parser.add_argument("--model", default="mini", help="mini, mini-base, a folder or a hub id")
+    parser.add_argument("--model", default="mini", help="mini, mini-base, a folder, a hub id, or its vectors")
     parser.add_argument("--revision", help="a hub branch, tag or commit")
+    _add_data(parser)
+    if not reproducing:
+        parser.add_argument("--family", help="how it is asked: coral, gme, lamra, …; told by its name")
+        _add_how(parser)
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--offline", action="store_true", help="use only what was downloaded before")
     parser.add_argument("--device", help="cuda, mps or cpu; the best one there is by default")
     parser.add_argument("--data", default="mini", help="mini, a folder of MERIT's files or a hub id")
     parser.add_argument("--limit", type=positive, help="only the first so many queries (products for encode)")
     parser.add_argument("--batch-size", type=positive, default=32)
-    if not reproducing:
-        parser.add_argument("--dtype", help="float32, bfloat16 or float16")
-        parser.add_argument("--quantize", help="int8: weights in eight bits")
-        parser.add_argument("--split", default="test")
-        parser.add_argument("--store", help="a folder that keeps embeddings; $CORAL_LAB_STORE by default")
     parser.add_argument(
         "--on-error",
         choices=("raise", "skip"),
         default="raise",
         help="skip and list what cannot be used, or stop",
     )
+
+
+def _add_how(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dtype", help="float32, bfloat16 or float16")
+    parser.add_argument("--quantize", help="int8: weights in eight bits")
+    parser.add_argument("--split", default="test")
+    parser.add_argument("--store", help="a folder that keeps embeddings; $CORAL_LAB_STORE by default")

@@ -103,7 +103,9 @@ def _architecture(folder: Path, architectures: Any) -> Architecture:
             return architecture
     *others, last = ARCHITECTURES
     found = brief(f"is a {architectures} checkpoint", 120)
-    raise refused(folder, found, f"coral_lab reads {', '.join(others)} and {last} only")
+    known = f"{', '.join(others)} and {last}"
+    way = f"coral_lab reads {known} only, and others by modules.json, not by mean pooling"
+    raise refused(folder, found, way)
 
 
 def weight_shapes(folder: Path) -> dict[str, Shape]:

@@ -55,7 +55,7 @@ def _say_family(config: Path, family: Family) -> None:
     """So that what is loaded again is asked in the same words; CORAL's are what nothing is said of."""
     if family.name in FAMILIES and family is not CORAL and config.exists():
         found = json.loads(config.read_text(encoding="utf-8"))
-        config.write_text(json.dumps(found | {FIELD: family.name}, indent=2) + "\n", encoding="utf-8")
+        write_text(config, json.dumps(found | {FIELD: family.name}, indent=2) + "\n")
 
 
 WEIGHTS = re.compile(r"(adapter_)?model(-\d{5}-of-\d{5})?\.safetensors(\.index\.json)?")

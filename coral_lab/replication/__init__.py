@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     from coral_lab.replication.cells import measure_cells as measure_cells
     from coral_lab.replication.cells import read_results as read_results
     from coral_lab.replication.cells import results_file as results_file
+    from coral_lab.replication.comparing import Comparison as Comparison
+    from coral_lab.replication.comparing import Differing as Differing
+    from coral_lab.replication.comparing import compare as compare
+    from coral_lab.replication.comparing_cost import Cost as Cost
     from coral_lab.replication.device_check import check_device as check_device
     from coral_lab.replication.experiments import ARMS as ARMS
     from coral_lab.replication.experiments import Arm as Arm

@@ -113,7 +113,9 @@ def train_and_measure(
     """
     arms, queries = arms or ARMS[name], plan.queries or QUERIES[name]
     start, steps, batch_size = plan.start, plan.steps, plan.batch_size
-    fresh = partial(load_network, start, dtype="float32")  # what parameters learn in, whatever the device runs best
+    fresh = partial(
+        load_network, start, dtype="float32"
+    )  # what parameters learn in, whatever the device runs best
     first = fresh()
     # One name may stand for other weights, trained anew; with a word before it a CSV never takes it for a
     # number.

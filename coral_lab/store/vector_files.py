@@ -18,8 +18,15 @@ ID = ("id", "_id", "ids", "idx", "key", "product_id", "query_id", "corpus_id", "
 VECTOR = ("embedding", "vector", "embeddings", "vectors", "sentence_embedding", "emb")
 """What files call them, in columns and as arrays; the first that is there."""
 
+SUFFIXES = (".parquet", ".npy", ".npz", ".safetensors")
+
 KINDS = ("product", "query")
 READS = ".parquet, .npy or .safetensors with ids, .npz, or a LanceDB folder"
+
+
+def is_vector_file(name: object) -> bool:
+    """Whether a name is that of a file of vectors, and so of no checkpoint."""
+    return isinstance(name, str | Path) and Path(name).suffix in SUFFIXES and Path(name).is_file()
 
 
 @dataclass(frozen=True)

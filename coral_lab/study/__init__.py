@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from coral_lab.study.comparison import judged as judged
     from coral_lab.study.error_analysis import mistakes as mistakes
     from coral_lab.study.error_analysis import worst as worst
+    from coral_lab.study.fusion import fused as fused
+    from coral_lab.study.fusion import truncated as truncated
+    from coral_lab.study.fusion import truncations as truncations
     from coral_lab.study.probing import probe as probe
     from coral_lab.study.probing import probe_checkpoint as probe_checkpoint
     from coral_lab.study.sweeps import attribution as attribution

@@ -21,6 +21,7 @@ PARAMETERS = {
     "06_training_objective": {"QUERIES": 40, "PRODUCTS": 200, "STEPS": 4},
     "07_paper_findings": {"QUERIES": 24, "PRODUCTS": 200},
     "08_new_query_formats": {"QUERIES": 24, "PRODUCTS": 200},
+    "09_models_side_by_side": {"QUERIES": 24, "PRODUCTS": 120},
 }
 
 

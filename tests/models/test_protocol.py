@@ -23,7 +23,8 @@ from coral_lab.models.inputs import conversation
 from coral_lab.models.model import same_embeddings
 from coral_lab.models.protocol import Conversation, Embedder, rows
 from coral_lab.prompts import messages
-from coral_lab.study import attribution, sweep
+from coral_lab.replication import report
+from coral_lab.study import attribution, geometry, sweep
 from coral_lab.study.edits import orders
 from tests.conftest import noise
 
@@ -251,3 +252,19 @@ def test_a_loaded_model_embeds_conversations_itself():
     np.testing.assert_allclose(model.embed(asked), cl.encode(model, items), atol=1e-5)
     with pytest.raises(ItemError, match="picture cannot be read"):
         model.embed([conversation(replace(PRODUCTS[0], image=b"none"), family=model.family)])
+
+
+def test_widgets_and_the_report_take_it(colour, tmp_path):
+    widgets = pytest.importorskip("coral_lab.widgets")
+    pool = cl.index(colour, PRODUCTS)
+    bench = widgets.QueryBench(pool, QUERIES[0])
+    assert "2 conditions" in repr(bench)
+    view = widgets.AttributionView(pool, QUERIES[0], k=3)
+    assert {*view.table["condition"]} == {0, 1}
+    places, _ = geometry.pca(pool.embeddings)
+    drawn = widgets.NeighbourhoodMap(PRODUCTS, pool.embeddings, places, k=3)
+    assert "12 products" in repr(drawn)
+    shop = cl.Dataset("bags", tuple(PRODUCTS), tuple(QUERIES))
+    found = report(pool, shop, tmp_path / "report.html")
+    assert found.model == "colour"
+    assert "colour" in (tmp_path / "report.html").read_text(encoding="utf-8")
