@@ -39,7 +39,8 @@ class Architecture:
 
     `kinds` are its configs, of the whole, of text and of vision. `sections` are how a head's places are
     divided among time, height and width where a config does not say. `pictures` is handed to the processor
-    with pictures that qwen-vl-utils has resized. `quick` says whether this room's quick path is for it.
+    with pictures that qwen-vl-utils has resized. `also` are classes of others that a config may name, which
+    add no weights to it. `quick` says whether this room's quick path is for it.
     """
 
     title: str
@@ -49,6 +50,7 @@ class Architecture:
     video_processor: type[Qwen2VLVideoProcessor | Qwen3VLVideoProcessor] = Qwen2VLVideoProcessor
     sections: tuple[int, int, int] = (16, 24, 24)
     pictures: Mapping[str, bool] = field(default_factory=dict)
+    also: tuple[str, ...] = ()
     quick: bool = False
 
 
@@ -57,6 +59,7 @@ QWEN2_5_VL = Architecture(
     (Qwen2_5_VLConfig, Qwen2_5_VLTextConfig, Qwen2_5_VLVisionConfig),
     Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLProcessor,
+    also=("Qwen2_5_VLRetForConditionalGeneration", "BiQwen2_5"),  # LamRA's and colpali's
     quick=True,
 )
 QWEN2_VL = Architecture(
@@ -64,6 +67,7 @@ QWEN2_VL = Architecture(
     (Qwen2VLConfig, Qwen2VLTextConfig, Qwen2VLVisionConfig),
     Qwen2VLForConditionalGeneration,
     Qwen2VLProcessor,
+    also=("Qwen2VLRetForConditionalGeneration", "Qwen2VLRetFinetuneForConditionalGeneration"),  # LamRA's
 )
 QWEN3_VL = Architecture(
     "Qwen3-VL",

@@ -99,7 +99,7 @@ def checked(folder: Path) -> Checked:
 
 def _architecture(folder: Path, architectures: Any) -> Architecture:
     for name, architecture in ARCHITECTURES.items():
-        if architectures == [name]:
+        if architectures in [[own] for own in (name, *architecture.also)]:
             return architecture
     *others, last = ARCHITECTURES
     found = brief(f"is a {architectures} checkpoint", 120)

@@ -6,6 +6,7 @@ transformers for the hidden state of one token.
 """
 
 import logging
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -352,6 +353,18 @@ def test_what_is_saved_is_asked_in_the_same_words(models, expected, name, tmp_pa
     np.testing.assert_allclose(encode(again, items_of(name)), expected[name], atol=1e-5)
     assert (tmp_path / "mine/modules.json").exists() == FAMILIES[name].by_template
     assert FAMILIES[name].title in (tmp_path / "mine/README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("lamra", "Qwen2VLRetForConditionalGeneration"), ("nomic", "BiQwen2_5")],
+)
+def test_publishers_own_classes_are_known_networks(folders, models, name, kind, tmp_path):
+    folder = shutil.copytree(folders[name], tmp_path / "theirs")
+    change(folder / "config.json", architectures=[kind])
+    items = items_of(name)[:2]
+    found = encode(load(folder, family=name, quick=False), items)
+    np.testing.assert_array_equal(found, encode(models[name], items))
 
 
 def test_families_of_other_words_make_other_embeddings(folders):
