@@ -267,7 +267,8 @@ def asked(
         raise ValueError(
             f"none of {len(queries)} queries can be used ({skipped[0]}); give at least one that can"
         )
-    chosen, name = tuple(answered[i] for i in kept), read_as(format or index.format, family_of(index.model))
+    chosen = tuple(answered[i] for i in kept)
+    name = read_as(chosen, format or index.format, family_of(index.model))
     return Asked(index, chosen, found.embeddings[kept], name, tuple(skipped))
 
 

@@ -29,7 +29,9 @@ def space(model: Embedder) -> dict[str, str | int | dict]:
             raise ValueError(f"{problem}; give it one, a text that changes when its embeddings do")
         kind = f"{type(model).__module__}.{type(model).__qualname__}"
         return {"model": model.name, "fingerprint": found, "kind": kind, "dim": model.dim}
-    return {
+    # of a family the words are in what is embedded, and sizes in the image processor's
+    family = {name: True for name in ("straight", "flat_positions") if getattr(model.family, name)}
+    return family | {
         "model": model.name,
         "weights": weights(model.network),
         "dtype": str(model.dtype).removeprefix("torch."),

@@ -3,7 +3,8 @@ out.
 """
 
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 from coral_lab.errors import ItemError
@@ -11,14 +12,18 @@ from coral_lab.models.families import PLAIN, Family
 from coral_lab.models.protocol import Embedder
 from coral_lab.prompts import Format, Part, Pasted, format_name, formatted, joined
 from coral_lab.query import Product, Query, name_of
-
-CATS = ("cat", "merit cat")
-"""Formats that show one picture by themselves."""
+from coral_lab.sources.border import brief
 
 
 def family_of(model: Embedder) -> Family:
-    """How items are worded for a model: as its family has it, and as they are for one without."""
-    return getattr(model, "family", PLAIN)
+    """How items are worded for a model: as its family has it, and as they are for one without. Raises
+    ValueError for what is no Family.
+    """
+    found = getattr(model, "family", PLAIN)
+    if not isinstance(found, Family):
+        problem = f"the family of {brief(model.name)} is {brief(found)}"
+        raise ValueError(f"{problem}; give it a Family, such as families.FAMILIES has, or none")
+    return found
 
 
 def worded(item: Product | Query, format: str | Format, family: Family) -> tuple[dict[str, Any], ...]:
@@ -79,16 +84,24 @@ def unread(items: Sequence[Any], format: str | Format, family: Family) -> str:
     if not family.titles:
         count = sum(isinstance(item, Product) and bool(item.title) for item in items)
         said += [f"of {count:,} products it reads the picture and no title"] if count else []
-    if family.most_pictures == 1 and format_name(format) not in CATS:
-        count = sum(isinstance(item, Query) and len(item.references) > 1 for item in items)
-        said += [f"of {count:,} queries it gets all pictures pasted into one (Cat)"] if count else []
+    if count := sum(isinstance(item, Query) and _is_pasted(item, format, family) for item in items):
+        said.append(f"of {count:,} queries it gets all pictures pasted into one (Cat)")
     return f"{family.title}: {'; '.join(said)}" if said else ""
 
 
-def read_as(format: str | Format, family: Family) -> str:
-    """What a format is called in results: with a word where the family gets it otherwise."""
-    name = format_name(format)
-    return f"{name} as cat" if family.most_pictures == 1 and name not in CATS else name
+def read_as(queries: Iterable[Query], format: str | Format, family: Family) -> str:
+    """What a format is called in results: with a word where the family gets some query otherwise."""
+    pasted = any(_is_pasted(query, format, family) for query in queries)
+    return f"{format_name(format)} as cat" if pasted else format_name(format)
+
+
+def _is_pasted(query: Query, format: str | Format, family: Family) -> bool:
+    if family.most_pictures != 1 or len(query.references) < 2:
+        return False
+    with suppress(ItemError):  # which is said where the query is read
+        found = _parts(query, format, "")
+        return sum(not isinstance(part, str) for part in found) > family.most_pictures
+    return False
 
 
 def _entry(part: Part) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from coral_lab.errors import ItemError
 from coral_lab.images import digest, jpeg
 from coral_lab.models import fingerprints
 from coral_lab.models.inputs import Prompt
-from coral_lab.models.pixels import Pixels, key
+from coral_lab.models.model import Model
+from coral_lab.models.pixels import key
 from coral_lab.models.protocol import Conversation, Embedder, Item
 from coral_lab.query import Product, Query
 from coral_lab.store.tables import Record, Table, address
@@ -44,7 +45,7 @@ class Keeper:
         self, store: str, items: Sequence, asked: Mapping[int, Prompt | Conversation], model: Embedder
     ):
         self.table, self.items, self.asked = table_of(store, model), items, asked
-        self.pixels: Pixels | None = getattr(model, "pixels", None)
+        self.pixels = model.pixels if isinstance(model, Model) else None
         self.thumbnails = self.pixels.thumbnails if self.pixels else {}
         self.keys: dict[int, str] = {}
         self.present: set[int] = set()

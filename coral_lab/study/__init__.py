@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from coral_lab.study.comparison import conditions_met as conditions_met
     from coral_lab.study.comparison import first_hits as first_hits
     from coral_lab.study.comparison import judged as judged
+    from coral_lab.study.depth import by_layer as by_layer
     from coral_lab.study.error_analysis import mistakes as mistakes
     from coral_lab.study.error_analysis import worst as worst
     from coral_lab.study.fusion import fused as fused

@@ -289,6 +289,8 @@ def test_a_family_of_one_picture_gets_cat_and_says_so(models, caplog):
     assert "GME: of 1 queries it gets all pictures pasted into one (Cat)" in caplog.text
     assert found.format == "seq as cat"
     assert pool.evaluate(queries, "cat").format == "cat"
+    assert pool.evaluate(queries, "caption").format == "caption"
+    assert pool.evaluate(queries[:1]).format == "seq"
     several = [{"role": "user", "content": [{"type": "image", "image": own.image} for own in PRODUCTS[:2]]}]
     with pytest.raises(ItemError, match="shows 2 pictures, and GME takes 1; paste them together"):
         encode(models["gme"], [several])
@@ -365,6 +367,19 @@ def test_publishers_own_classes_are_known_networks(folders, models, name, kind, 
     items = items_of(name)[:2]
     found = encode(load(folder, family=name, quick=False), items)
     np.testing.assert_array_equal(found, encode(models[name], items))
+
+
+def test_a_store_tells_families_apart(models, tmp_path):
+    """What one made is never handed to another that puts pictures elsewhere, or sizes them otherwise."""
+    kept = Settings(store=tmp_path, progress=False)
+    model, product = models["vlm2vec"], PRODUCTS[4]
+    changes = [{}, {"straight": False}, {"flat_positions": False}]
+    others = [replace(model, family=replace(model.family, **change)) for change in changes]
+    found = [encode(other, product, settings=kept) for other in others]
+    for other, own in zip(others, found, strict=True):
+        np.testing.assert_array_equal(encode(other, product, settings=kept), own)
+        np.testing.assert_allclose(encode(other, product), own, atol=1e-6)
+    assert len({own.tobytes() for own in found}) == 3
 
 
 def test_families_of_other_words_make_other_embeddings(folders):

@@ -268,3 +268,11 @@ def test_widgets_and_the_report_take_it(colour, tmp_path):
     found = report(pool, shop, tmp_path / "report.html")
     assert found.model == "colour"
     assert "colour" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_attributes_of_ones_own_are_not_taken_for_ours(colour, tmp_path):
+    colour.pixels = 12
+    cl.encode(colour, PRODUCTS, settings=Settings(store=tmp_path, progress=False))
+    colour.family = "gme"
+    with pytest.raises(ValueError, match=r"the family of 'colour' is 'gme'; give it a Family"):
+        cl.encode(colour, PRODUCTS)
