@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from coral_lab.sources.beir_writing import write_beir as write_beir
     from coral_lab.sources.beir_writing import write_qrels as write_qrels
     from coral_lab.sources.hub import download as download
+    from coral_lab.sources.judgements import Session as Session
+    from coral_lab.sources.judgements import merged as merged
     from coral_lab.sources.merit_files import merit as merit
     from coral_lab.sources.merit_files import read_products as read_products
     from coral_lab.sources.merit_files import read_queries as read_queries

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from coral_lab.study.fusion import fused as fused
     from coral_lab.study.fusion import truncated as truncated
     from coral_lab.study.fusion import truncations as truncations
+    from coral_lab.study.judging import agreement as agreement
+    from coral_lab.study.judging import graded as graded
+    from coral_lab.study.judging import pools as pools
     from coral_lab.study.probing import probe as probe
     from coral_lab.study.probing import probe_checkpoint as probe_checkpoint
     from coral_lab.study.sweeps import attribution as attribution
