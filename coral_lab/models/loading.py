@@ -73,6 +73,7 @@ def load(
     for anything that is not a whole checkpoint of these kinds, and ValueError for a choice that there is not.
     """
     device, dtype = _device(device), _dtype(dtype)
+    quantizing.check(quantize, device)
     folder = checkpoint_folder(str(name), revision, offline)
     general = isinstance(family, str) and family == SENTENCE_TRANSFORMERS
     chosen = family_for(None if general else family, str(name), folder)

@@ -123,7 +123,10 @@ def is_run_otherwise(folder: Path) -> bool:
     if [kind for kind, _ in found] != list(OURS):
         return True
     prompts = _json(folder / "config_sentence_transformers.json").get("prompts") or {}
-    pooled = _json(folder / Path(found[1][1]).name / "config.json")
+    told = folder / Path(found[1][1]).name / "config.json"
+    if not told.is_file():  # a copy of the checkpoint alone
+        return any(prompts.values())
+    pooled = _json(told)
     mode = pooled.get("pooling_mode", pooled.get("pooling_mode_lasttoken") and "lasttoken")
     return any(prompts.values()) or mode != OURS["Pooling"]["pooling_mode"]
 

@@ -217,7 +217,7 @@ def test_training_is_refused(small, tmp_path):
 
 def test_an_adapter_is_refused(tmp_path, monkeypatch):
     (tmp_path / adapters.CONFIG).write_text("{}")
-    monkeypatch.setattr(adapters, "lora_of", lambda folder: adapters.Lora("mini", {}, {}, (), None))
+    monkeypatch.setattr(adapters, "lora_of", lambda folder: adapters.Lora("mini", {}, {}, {}, (), None))
     with pytest.raises(CheckpointError, match=r"is an adapter, .* int8 weights.*without quantize, save that"):
         load(tmp_path, device="cpu", quantize="int8")
 

@@ -109,6 +109,12 @@ def test_a_folder_whose_modules_say_otherwise_is_run_as_they_say(folder, changed
     assert cl.load(folder, family="coral").family is CORAL  # who asks for a family gets it
 
 
+def test_a_copy_of_the_checkpoint_alone_is_read_as_before(folder):
+    shutil.rmtree(folder / "1_Pooling")
+    assert not is_run_otherwise(folder)
+    assert isinstance(cl.load(folder), cl.models.Model)
+
+
 class Pairs:
     """A network that reads one picture with one text, and takes no messages."""
 

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from coral_lab.cli import learning, main
-from coral_lab.models import loading
+from coral_lab.models import loading, model
 from coral_lab.sources import opening
 from coral_lab.sources.package_files import shipped
 from coral_lab.training import from_data, lora
@@ -29,7 +29,7 @@ def asked(monkeypatch, tmp_path):
     shop = Namespace(skipped=())
     monkeypatch.setattr(opening, "dataset", lambda *given, **more: found.update(data=given) or shop)
     monkeypatch.setattr(loading, "load_network", lambda name, **more: found.update(more, model=name) or name)
-    monkeypatch.setattr(loading, "with_most_pixels", lambda _, pixels: found.update(pixels=pixels))
+    monkeypatch.setattr(model, "with_most_pixels", lambda _, pixels: found.update(pixels=pixels))
     monkeypatch.setattr(lora, "add_lora", lambda _, rank, *more: found.update(rank=rank))
     monkeypatch.setattr(
         from_data,
