@@ -142,7 +142,8 @@ def breakdown_figure(found: "Comparison", group: str, metric: str) -> go.Figure:
     table = found.by(group, metric).xs(metric, axis=1, level=1)
     names = [f"{value} ({count:,})" for value, count in table.index]
     shown = table.set_axis(pd.Index(names, name=group)).rename_axis(columns="")
-    return matrix(shown, f"{metric} by {group} (queries)", metric)
+    figure = matrix(shown, f"{metric} by {group} (queries)", metric)
+    return figure.update_yaxes(title=None)  # the title has it, and here it would lie on the labels
 
 
 def cost_figure(found: "Comparison", metric: str) -> go.Figure:
