@@ -3,7 +3,6 @@ hand.
 """
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -64,18 +63,19 @@ def test_a_session_opens_as_it_was_left(tmp_path_factory, marks):
 def test_a_kill_costs_nothing_that_was_marked(tmp_path):
     """A process that marks without end is killed: the file is whole, with every mark but perhaps the last."""
     code = (
-        "import sys; sys.path.insert(0, sys.argv[2])\n"
-        "from tests.study.test_judging import *\n"
-        "session = Session.open(sys.argv[1], SHOP, 'ada')\n"
+        "import sys\n"
+        "from coral_lab.query import Dataset, Product, Query\n"
+        "from coral_lab.sources.judgements import Session\n"
+        "shop = Dataset('shop', [Product(f'p{i}') for i in range(8)], [])\n"
+        "session = Session.open(sys.argv[1], shop, 'ada')\n"
         "for i in range(10**6):\n"
-        "    session.mark(QUERIES[i % 3], PRODUCTS[i % 8], 'right', str(i))\n"
+        "    session.mark(Query(f'q{i % 3}', 'bag'), f'p{i % 8}', 'right', str(i))\n"
         "    print(i, flush=True)\n"
     )
     file = tmp_path / "s.json"
     for wanted in (20, 57):
-        process = subprocess.Popen(
-            [sys.executable, "-c", code, str(file), os.getcwd()], stdout=subprocess.PIPE, text=True
-        )
+        command = [sys.executable, "-c", code, str(file)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         for line in process.stdout:
             if int(line) >= wanted:
                 process.send_signal(signal.SIGKILL)
