@@ -214,9 +214,7 @@ depth[last].round(3)
 over_depth(depth[last])
 
 # %%
-halves = {
-    name: int((table["R@1"] > table["R@1"].iloc[-1] / 2).idxmax()) for name, table in depth.items()
-}
+halves = {name: int((table["R@1"] > table["R@1"].iloc[-1] / 2).idxmax()) for name, table in depth.items()}
 print(
     "We observe: "
     + "; ".join(
