@@ -1,30 +1,49 @@
-"""One call for any data: a name, a hub id or a folder."""
+"""One call for any data: a name, a hub id, a folder, or a table in memory or in a file."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from coral_lab.query import Dataset
 from coral_lab.sources.beir import is_beir, read_beir
 from coral_lab.sources.border import brief
+from coral_lab.sources.columns import Columns
 from coral_lab.sources.merit_files import merit
+from coral_lab.sources.picture_folder import is_picture_folder, read_pictures
+
+TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".xlsx", ".xlsm")
+"""How files of tables end."""
 
 
 def dataset(
-    source: str | Path = "mini",
+    source: Any = "mini",
     split: str = "test",
     *,
     revision: str | None = None,
     offline: bool = False,
     on_error: str = "raise",
     remote_images: bool = False,
+    columns: Columns | Mapping[str, Any] | None = None,
 ) -> Dataset:
     """The candidate pool and the queries of a split: "mini" (MERIT-mini, drawn here), a hub id such as
     "WeiChow/merit", or a folder with MERIT's files or BEIR's (`beir.py`).
 
+    Or products alone: a DataFrame, a `datasets.Dataset`, a file in CSV, TSV, JSON lines, parquet or Excel's
+    format (`tables.py`; `sources.columns_of` shows which column is taken for what, `columns` sets it by
+    hand), a folder of pictures (`picture_folder.py`). These have no splits.
+
     MERIT-mini has the splits test, train and val, MERIT test and train, a BEIR folder those that it judges.
     What else is known of a dataset (which attributes are visual, what training holds back, parallel titles)
-    is in its `traits`. The other arguments and errors are those of `merit_files.merit`; MERIT-mini has no bad
-    lines. Raises ValueError for a revision of it, or of a BEIR folder.
+    is in its `traits`. The other arguments and errors are those of `merit_files.merit`, seven parameters
+    since sources differ in what they need; MERIT-mini has no bad lines. Raises ValueError for a revision of
+    it, or of what is not on the hub, and for a source of another type.
     """
+    named = isinstance(source, str | Path)
+    if not named or _is_table_file(source):
+        _no_revision(revision, "a table is as it is")
+        return _table(source, split, columns, on_error=on_error, remote_images=remote_images)
+    if columns is not None:
+        raise ValueError(f"columns are those of a table, and {brief(str(source))} is none; leave them out")
     if str(source) == "mini":
         from coral_lab.mini.merit_mini import catalogue
 
@@ -33,9 +52,38 @@ def dataset(
     if is_beir(source):
         _no_revision(revision, f"{brief(str(source))} is a folder as it is")
         return read_beir(source, split, on_error=on_error)
+    if is_picture_folder(source):
+        _no_revision(revision, f"{brief(str(source))} is a folder as it is")
+        _no_split(split, "a folder of pictures")
+        return read_pictures(source, on_error=on_error)
     return merit(
         source, split, revision=revision, offline=offline, on_error=on_error, remote_images=remote_images
     )
+
+
+def _is_table_file(source: str | Path) -> bool:
+    """Whether it is a file, or one that is missing, by how its name ends, which no hub id does."""
+    try:
+        file = Path(source).expanduser()
+        return file.is_file() or (file.suffix.lower() in TABLES and not file.is_dir())
+    except (OSError, RuntimeError, ValueError):  # a name that is too long, a user that there is not
+        return False
+
+
+def _table(source: Any, split: str, columns: Columns | Mapping[str, Any] | None, **how: Any) -> Dataset:
+    from coral_lab.sources.tables import read_table  # and pandas: only where there is a table
+
+    if type(source).__name__ == "DatasetDict" and isinstance(source, Mapping):
+        if split not in source:
+            raise ValueError(f"split {brief(split)} is not there; it has {brief(list(source))}")
+        return read_table(source[split], columns=columns, **how)
+    _no_split(split, "a table")
+    return read_table(source, columns=columns, **how)
+
+
+def _no_split(split: str, what: str) -> None:
+    if split != "test":
+        raise ValueError(f"split is {brief(split)}, and {what} has none; leave it out")
 
 
 def _no_revision(revision: str | None, why: str) -> None:
