@@ -82,11 +82,14 @@ class Columns:
         return ", ".join(f"{role} ← {', '.join(names)}" for role, names in self._rows())
 
     def _repr_html_(self) -> str:
+        from coral_lab.results import FRAME, GREY, PLAIN
+
         rows = "".join(
-            f"<tr><th>{escape(role)}</th><td>{escape(', '.join(names))}</td></tr>"
+            f'<tr><th style="text-align:left;font-weight:normal;{GREY}">{escape(role)}</th>'
+            f'<td style="text-align:left">{escape(", ".join(names))}</td></tr>'
             for role, names in self._rows()
         )
-        return f"<table>{rows}</table>"
+        return f'<table class="{PLAIN}" style="{FRAME}">{rows}</table>'
 
     def _rows(self) -> Iterator[tuple[str, Sequence[str]]]:
         yield "id", (self.id or "numbers of rows",)
@@ -221,7 +224,8 @@ def _are_ids(values: Sequence[Any]) -> bool:
 
 
 def _is_attribute(name: str, values: Sequence[Any]) -> bool:
-    if not values or _are_pictures(values) or plain(name).startswith("unnamed") or not plain(name):
+    of_rows = plain(name).startswith(("unnamed", "index level"))  # as pandas calls the numbers of rows
+    if not values or _are_pictures(values) or of_rows or not plain(name):
         return False
     return _length(values) <= PROSE and not _most(values, is_address)
 

@@ -20,8 +20,17 @@ else:
 LONGEST = 20 * 2**20  # bytes of a picture
 PATIENCE = 30.0  # seconds for all of it, by the clock
 REDIRECTS = 3
+AGENT = "coral_lab (a research workbench; fetches pictures of a product dataset for its user)"
 
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+
+class RefusedError(OSError):
+    """An answer that is no success: its `status`, and what it says of when to come again (`Retry-After`)."""
+
+    def __init__(self, status: int, reason: str, again: str):
+        super().__init__(f"the answer is {status} {reason}")
+        self.status, self.again = status, again
 
 
 def fetch(address: str, item: str) -> bytes:
@@ -57,8 +66,8 @@ async def _in_time(address: str, item: str) -> bytes:
 
 
 async def _fetch(url: httpx.URL, item: str) -> bytes:
-    plain = {"accept-encoding": "identity"}  # what is packed may have any size
-    async with httpx.AsyncClient(trust_env=False, timeout=PATIENCE, headers=plain) as client:
+    said = {"accept-encoding": "identity", "user-agent": AGENT}  # what is packed may have any size
+    async with httpx.AsyncClient(trust_env=False, timeout=PATIENCE, headers=said) as client:
         for _ in range(REDIRECTS + 1):
             answer = await _answer(client, url, item)
             try:
@@ -112,7 +121,8 @@ def is_public(place: str) -> bool:
 
 async def _content(answer: httpx.Response, url: httpx.URL, item: str) -> bytes:
     if not answer.is_success:
-        raise OSError(f"the answer is {answer.status_code} {answer.reason_phrase}")
+        again = answer.headers.get("retry-after", "")
+        raise RefusedError(answer.status_code, answer.reason_phrase, again)
     if answer.headers.get("content-encoding", "identity") != "identity":
         raise OSError("it comes packed, and plain was asked for")
     content = bytearray()

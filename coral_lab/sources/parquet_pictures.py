@@ -177,12 +177,12 @@ def _short(error: Exception) -> str:
     return one_line(str(error), 100)
 
 
-class _Group:
-    """A row group's pictures, read forwards; the last batches stay in memory."""
+class Window:
+    """Batches of consecutive rows, read forwards; the last stay in memory, so many as take `most` bytes."""
 
-    def __init__(self, file: PictureFile, number: int):
-        self._batches = file._batches(number, ["image"])
-        self._kept: list[pa.Array] = []
+    def __init__(self, batches: Iterator[pa.RecordBatch], most: int):
+        self._batches, self._most = batches, most
+        self._kept: list[pa.RecordBatch] = []
         self._starts: list[int] = []
         self._end = self.size = 0
 
@@ -190,18 +190,19 @@ class _Group:
         """Whether the row is in memory or still to come."""
         return row >= (self._starts[0] if self._starts else 0)
 
-    def read(self, row: int) -> object:
+    def around(self, row: int) -> tuple[int, pa.RecordBatch]:
+        """The batch that holds the row, and where it begins."""
         while row >= self._end:
-            self._take(next(self._batches).column("image"))
+            self._take(next(self._batches))
         at = bisect_right(self._starts, row) - 1
-        return self._kept[at][row - self._starts[at]].as_py()
+        return self._starts[at], self._kept[at]
 
-    def _take(self, batch: pa.Array) -> None:
+    def _take(self, batch: pa.RecordBatch) -> None:
         self._kept.append(batch)
         self._starts.append(self._end)
         self._end += len(batch)
         self.size += batch.nbytes
-        while self.size > BYTES_AT_ONCE and len(self._kept) > 1:
+        while self.size > self._most and len(self._kept) > 1:
             self.size -= self._kept.pop(0).nbytes
             self._starts.pop(0)
 
@@ -210,7 +211,7 @@ class KeptGroups:
     """The row groups whose pictures were read last, of any file."""
 
     def __init__(self) -> None:
-        self._groups: OrderedDict[tuple[PictureFile, int], _Group] = OrderedDict()
+        self._groups: OrderedDict[tuple[PictureFile, int], Window] = OrderedDict()
         self._lock = threading.Lock()
 
     @property
@@ -223,9 +224,10 @@ class KeptGroups:
         with self._lock:
             group = self._groups.pop((file, number), None)  # it comes back as the last one, if it can be read
             if group is None or not group.reaches(row):
-                group = _Group(file, number)
+                group = Window(file._batches(number, ["image"]), BYTES_AT_ONCE)
             try:
-                value = group.read(row)
+                start, batch = group.around(row)
+                value = batch.column("image")[row - start].as_py()
             except ItemError:
                 raise
             except (StopIteration, *_UNREADABLE) as error:

@@ -37,13 +37,15 @@ Rows = Iterator[tuple[str, Mapping[str, Any] | ItemError]]
 @dataclass(frozen=True)
 class Table:
     """A table: its columns, and a function that begins to read its rows. `folder` is where paths in its cells
-    may lead; None for what the caller made, whose paths are the caller's.
+    may lead; None for what the caller made, whose paths are the caller's. `arrow` opens the rows of some
+    columns in any order (`table_columnar.ArrowRows`), where that can be done.
     """
 
     name: str
     names: tuple[str, ...]
     rows: Callable[[], Rows]
     folder: Path | None = None
+    arrow: Callable[[Sequence[str]], Any] | None = None
 
 
 def opened_table(source: Any) -> Table:
@@ -85,8 +87,14 @@ def distinct(names: Iterable[object], table: str) -> tuple[str, ...]:
 
 
 def _frame(frame: pd.DataFrame) -> Table:
-    names = distinct((own if own is not None else "" for own in frame.columns), "table")
-    named = frame.set_axis(list(names), axis=1)
+    """Levels of the index that have a name are columns; of columns with several levels the names are
+    joined.
+    """
+    levels = [i for i, name in enumerate(frame.index.names) if name is not None]
+    whole = frame.reset_index(level=levels, allow_duplicates=True) if levels else frame
+    joined = (" ".join(map(str, own)).strip() if isinstance(own, tuple) else own for own in whole.columns)
+    names = distinct((own if own is not None else "" for own in joined), "table")
+    named = whole.set_axis(list(names), axis=1)
 
     def rows() -> Rows:
         for start in range(0, len(named), AT_ONCE):

@@ -1,20 +1,22 @@
 """Products from any table: a frame, a table of `datasets`, or a file in CSV, TSV, JSON lines, parquet or
 Excel's format. Which column is what `columns.py` finds out; it is told in one line of the log.
 
-What is in memory: each product's texts. Rows are read a few at a time, except that a frame is in memory
-already and Excel's texts are read whole by openpyxl. No picture is opened: parquet files and tables of
-`datasets` are read again for each that is looked at, paths are paths, and arrays, bytes and images of a
-frame, or base64 in a file, stay as they are.
+What is in memory: each product's texts; of parquet files and tables of `datasets` only their ids, and what
+was read last (`lazy_products.py`). Rows are read a few at a time, except that a frame is in memory already
+and Excel's texts are read whole by openpyxl. No picture is opened: parquet files and tables of `datasets` are
+read again for each that is looked at, paths are paths, and arrays, bytes and images of a frame, or base64 in
+a file, stay as they are.
 """
 
 import json
 import logging
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, time
 from decimal import Decimal
+from functools import cached_property
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -28,6 +30,7 @@ from coral_lab.query import Dataset, Product, Traits
 from coral_lab.sources.border import brief, refused, text_of
 from coral_lab.sources.columns import Columns, Given, absent, chosen, sample_of
 from coral_lab.sources.files import check_own_file
+from coral_lab.sources.own_files import OwnFiles
 from coral_lab.sources.table_files import Table, opened_table
 
 log = logging.getLogger(__name__)
@@ -58,8 +61,10 @@ def read_table(
     too; None, NaN and empty cells are absent. Of several pictures in a cell the first is taken, and the log
     says of how many. Paths of pictures are relative to the table's file and never lead out of its folder;
     those of a frame or a table of `datasets` are the caller's own. `remote_images` lets addresses be fetched,
-    when pictures are looked at. `on_error` "skip" leaves out what cannot be used and lists it in
-    `Dataset.skipped`. Raises FileNotFoundError, ItemError naming row and column, ValueError for arguments.
+    when pictures are looked at; `fetch_pictures` keeps them. `on_error` "skip" leaves out what cannot be used
+    and lists it in `Dataset.skipped`. All rows are checked on opening, of parquet and `datasets` too, whose
+    products are made when they are looked at; columns that are left out are not read. Raises
+    FileNotFoundError, ItemError naming row and column, ValueError for arguments.
     """
     if on_error not in ("raise", "skip"):
         raise ValueError(f"on_error is {brief(on_error)}; use raise or skip")
@@ -67,12 +72,24 @@ def read_table(
     found = _columns(table, columns)
     log.info("%s: %r", table.name, found)
     skipped: list[ItemError] = []
-    reading = _Reading(table, found, remote_images)
-    products = tuple(_products(reading, skipped.append if on_error == "skip" else _raise))
+    reading = Reading(table, found, remote_images)
+    products, languages = _read(reading, skipped.append if on_error == "skip" else _raise)
     if reading.more:
         log.info("%s: %d cells hold several pictures; the first is taken", table.name, len(reading.more))
-    languages = tuple(sorted({product.language for product in products} - {""}))
-    return Dataset(table.name, products, (), tuple(skipped), Traits(languages=languages))
+    traits = Traits(languages=languages, columns=repr(found))
+    return Dataset(table.name, products, (), tuple(skipped), traits)
+
+
+def _read(
+    reading: "Reading", refuse: Callable[[ItemError], None]
+) -> tuple[Sequence[Product], tuple[str, ...]]:
+    """Products and their languages, lazily where that can be done."""
+    if reading.table.arrow is not None:
+        from coral_lab.sources.lazy_products import open_products  # and pyarrow: only where tables are its
+
+        return open_products(reading, refuse, refuse is _raise)
+    products = tuple(_products(reading, refuse))
+    return products, tuple(sorted({product.language for product in products} - {""}))
 
 
 def columns_of(source: Any, columns: Given = None) -> Columns:
@@ -93,7 +110,7 @@ def _raise(error: ItemError) -> None:
 
 
 @dataclass(frozen=True)
-class _Reading:
+class Reading:
     """What rows are read by; `more` are the places of cells that hold several pictures."""
 
     table: Table
@@ -101,17 +118,22 @@ class _Reading:
     remote_images: bool
     more: list[str] = field(default_factory=list)
 
+    @cached_property
+    def files(self) -> OwnFiles:
+        """The table's own, where it has a folder."""
+        return OwnFiles(self.table.folder)
 
-def _products(reading: _Reading, refuse: Callable[[ItemError], None]) -> Iterator[Product]:
+
+def _products(reading: Reading, refuse: Callable[[ItemError], None]) -> Iterator[Product]:
     known: dict[str, str] = {}
     size = 0
     for number, (at, row) in enumerate(reading.table.rows()):
         try:
             if isinstance(row, ItemError):
                 raise row
-            product = _product(reading, row, at, number)
+            product = product_of(reading, row, at, number)
             if product.id in known:
-                raise _twice(product.id, known[product.id], at, reading.columns.id)
+                raise id_twice(product.id, known[product.id], at, reading.columns.id)
         except ItemError as error:
             refuse(ItemError(at, error.problem))
             continue
@@ -123,12 +145,12 @@ def _products(reading: _Reading, refuse: Callable[[ItemError], None]) -> Iterato
         yield product
 
 
-def _twice(id: str, before: str, at: str, column: str) -> ItemError:
+def id_twice(id: str, before: str, at: str, column: str) -> ItemError:
     problem = f"field {column!r}: id {brief(id)} was there before, in {before}; ids must be distinct"
     return ItemError(at, f'{problem}; name another column, or none: columns={{"id": None}}, or skip the row')
 
 
-def _product(reading: _Reading, row: Mapping[str, Any], at: str, number: int) -> Product:
+def product_of(reading: Reading, row: Mapping[str, Any], at: str, number: int) -> Product:
     columns = reading.columns
     id, title, class_name, language, country = (
         single_text(row.get(own), at, own) if own else ""
@@ -140,7 +162,7 @@ def _product(reading: _Reading, row: Mapping[str, Any], at: str, number: int) ->
     if not title and picture is None:
         names = " and ".join(repr(own) for own in (columns.title, columns.picture) if own)
         raise ItemError(at, f"field {names} is empty; a product needs a title or a picture")
-    attributes = _attributes(columns.attributes, row, at)
+    attributes = attributes_of_cells(columns.attributes, row, at)
     return Product(id or f"row-{number:06}", title, picture, class_name, language, country, attributes)
 
 
@@ -178,7 +200,9 @@ def _written(value: Any, item: str, field: str) -> str:
     raise refused(item, field, value, "give text or a number")
 
 
-def _attributes(columns: Iterable[str], row: Mapping[str, Any], at: str) -> dict[str, tuple[str, ...]]:
+def attributes_of_cells(
+    columns: Iterable[str], row: Mapping[str, Any], at: str
+) -> dict[str, tuple[str, ...]]:
     """The values of each attribute that has some."""
     found: dict[str, tuple[str, ...]] = {}
     for column in columns:
@@ -248,7 +272,7 @@ class ArrayPicture:
         return Image.fromarray(self.pixels.squeeze(-1) if self.pixels.shape[-1] == 1 else self.pixels)
 
 
-def _picture(reading: _Reading, row: Mapping[str, Any], at: str) -> Picture | None:
+def _picture(reading: Reading, row: Mapping[str, Any], at: str) -> Picture | None:
     """The first picture of a cell, unopened; None if there is none."""
     column = reading.columns.picture
     value = _unpacked(row.get(column))
@@ -263,7 +287,7 @@ def _picture(reading: _Reading, row: Mapping[str, Any], at: str) -> Picture | No
     return _one_picture(several[0], reading, at, column) if several else None
 
 
-def _one_picture(value: Any, reading: _Reading, at: str, column: str) -> Picture | None:
+def _one_picture(value: Any, reading: Reading, at: str, column: str) -> Picture | None:
     if absent(value):
         return None
     if isinstance(value, np.ndarray):
@@ -282,6 +306,8 @@ def _one_picture(value: Any, reading: _Reading, at: str, column: str) -> Picture
             way = 'set remote_images=True to have it fetched, or columns={"picture": None}'
             raise ItemError(at, f"field {column!r} is the address {brief(address)}; {way}")
         return RemotePicture(address, at)
+    if reading.table.folder is not None and address in reading.files:
+        return reading.table.folder / address
     return _local(address, reading.table.folder, at, column)
 
 
