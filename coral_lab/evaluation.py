@@ -21,14 +21,38 @@ from coral_lab.models.wording import family_of, read_as
 from coral_lab.prompts import Format
 from coral_lab.query import Product, Query, name_of
 from coral_lab.retrieval import Index, index, ranking
+from coral_lab.sources.border import brief
 from coral_lab.sources.files import csv_text, fresh_file, write_text
 
 METRICS = ("R@1", "R@5", "R@10", "MRR@10", "nDCG@10")
+JUDGED = ("condensed nDCG@10", "judged@10")
+"""What is measured besides where queries have `relevance`; their nDCG@10 is by its grades."""
+
+
+def metric_names(queries: Iterable[Query]) -> tuple[str, ...]:
+    """METRICS, and JUDGED for queries with `relevance`.
+
+    Raises ValueError where some have it and others do not (queries without positives aside): the mean of
+    nDCG by grades and nDCG by right and wrong would be neither.
+    """
+    first: dict[bool, str] = {}
+    for query in queries:
+        if query.positives:
+            first.setdefault(bool(query.relevance), query.id)
+    if len(first) > 1:
+        problem = f"query {brief(first[True])} has relevance and query {brief(first[False])} has none"
+        raise ValueError(f"{problem}, so that nDCG@10 would be two measures in one; evaluate them apart")
+    return METRICS + JUDGED if True in first else METRICS
 
 
 @dataclass(frozen=True, eq=False)
 class Result:
     """What `evaluate` measured: of each query the `ranked` rows of the pool, and the metrics they give.
+
+    R@k, MRR@10 and nDCG@10 are as MERIT's authors compute them, from positives. Of queries with `relevance`
+    nDCG@10 is by grades (`metrics.graded_ndcg`), the best order being that of the judged products in the
+    pool; condensed nDCG@10 is the same of all that was ranked less the hits that nobody judged, and judged@10
+    the share of the first ten hits that somebody did.
 
     A row is -1 and its score NaN where the pool has no more. `skipped` are queries that could not be used, if
     that was allowed, and `skipped_products` what the pool went without; they are not among `queries` and
@@ -58,7 +82,9 @@ class Result:
 
     @cached_property
     def per_query(self) -> pd.DataFrame:
-        """One row a query: its groups, the rank of its best positive (-1 beyond 10) and its metrics."""
+        """One row a query: its groups, the rank of its best positive (-1 beyond 10) and its metrics. Raises
+        ValueError as `metric_names` does.
+        """
         ranks = metrics.best_ranks(self.relevant[:, : metrics.DEPTH])
         in_pool = set(self.ids)
         positives = np.array([len(in_pool.intersection(query.positives)) for query in self.queries])
@@ -67,6 +93,8 @@ class Result:
             "MRR@10": metrics.reciprocal_rank(ranks),
             "nDCG@10": metrics.ndcg(self.relevant, positives),
         }
+        if set(JUDGED) <= set(self.names):
+            values |= self._by_grades(in_pool)
         groups = [
             {
                 "query": q.id,
@@ -80,9 +108,41 @@ class Result:
         return pd.DataFrame(groups).assign(rank=ranks, **values)
 
     @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Names of the metrics: `metric_names` of the queries."""
+        return metric_names(self.queries)
+
+    @cached_property
+    def grades(self) -> Int64[np.ndarray, "query k"]:
+        """The grade of each result, `metrics.UNJUDGED` where nobody judged it."""
+        found = self.ids[self.ranked]
+        pairs = zip(self.queries, found, strict=True)
+        rows = [[query.relevance.get(id, metrics.UNJUDGED) for id in row] for query, row in pairs]
+        return np.array(rows, np.int64).reshape(self.ranked.shape)
+
+    def _by_grades(self, in_pool: set[str]) -> dict[str, np.ndarray]:
+        judged = [[own for id, own in q.relevance.items() if id in in_pool] for q in self.queries]
+        return {
+            "nDCG@10": metrics.graded_ndcg(self.grades, judged),
+            "condensed nDCG@10": metrics.graded_ndcg(metrics.condensed(self.grades), judged),
+            "judged@10": metrics.judged_share(self.grades, self.ranked >= 0),
+        }
+
+    @cached_property
     def metrics(self) -> dict[str, Estimate]:
         """Each metric over all queries, with its 95% bootstrap interval."""
-        return {name: metrics.estimate(self.per_query[name].to_numpy()) for name in METRICS}
+        return {name: metrics.estimate(self.per_query[name].to_numpy()) for name in self.names}
+
+    @property
+    def note(self) -> str:
+        """What unjudged hits mean for these metrics, in a sentence; "" where all are judged, or none is."""
+        known = self.metrics.get("judged@10")
+        if known is None or known.mean == 1:
+            return ""
+        return (
+            f"An unjudged hit counts as wrong: judged@10 is {known.mean:.2f}, so R@k, MRR@10 and nDCG@10 say "
+            "what is known, not what would be found; condensed nDCG@10 leaves unjudged hits out."
+        )
 
     def by(self, group: str) -> pd.DataFrame:
         """Metrics by "language", "class", "attribute" or "conditions"; a query counts for each attribute it
@@ -93,12 +153,12 @@ class Result:
         frame = self.per_query
         if group == "attribute":
             frame = frame.explode("attributes").rename(columns={"attributes": "attribute"})
-        rows = [_metric_row(group, value, part) for value, part in frame.groupby(group)]
+        rows = [_metric_row(group, value, part, self.names) for value, part in frame.groupby(group)]
         return pd.DataFrame(rows)
 
     def table(self) -> pd.DataFrame:
         """All breakdowns in one tidy frame: group, value, queries, and each metric with its interval."""
-        overall = pd.DataFrame([_metric_row("overall", "all", self.per_query)])
+        overall = pd.DataFrame([_metric_row("overall", "all", self.per_query, self.names)])
         return pd.concat(
             [overall, *map(self.by, ("language", "class", "attribute", "conditions"))], ignore_index=True
         )
@@ -144,6 +204,7 @@ class Result:
             "format": self.format,
             "skipped": [str(error) for error in self.skipped],
             "skipped_products": [str(error) for error in self.skipped_products],
+            **({"note": self.note} if self.note else {}),
             **facts,
         }
         write_text(file, json.dumps(content, indent=2) + "\n")
@@ -159,7 +220,9 @@ class Result:
         )
         counts = {"queries": len(self.skipped), "products": len(self.skipped_products)}
         left_out = [f"  {count:,} {kind} skipped" for kind, count in counts.items() if count]
-        return "\n".join([head, *(f"  {name:8s} {value}" for name, value in self.metrics.items()), *left_out])
+        width = max(8, *map(len, self.names))
+        lines = [f"  {name:{width}s} {value}" for name, value in self.metrics.items()]
+        return "\n".join([head, *lines, *([f"  {self.note}"] if self.note else []), *left_out])
 
 
 def _check_ids(ids: Sequence[str], kind: str) -> None:
@@ -173,9 +236,9 @@ def _check_ids(ids: Sequence[str], kind: str) -> None:
         seen.add(id)
 
 
-def _metric_row(group: str, value: object, frame: pd.DataFrame) -> dict:
+def _metric_row(group: str, value: object, frame: pd.DataFrame, names: Iterable[str]) -> dict:
     row = {"group": group, "value": str(value), "queries": len(frame)}
-    for name in METRICS:
+    for name in names:
         found = metrics.estimate(frame[name].to_numpy())
         row |= {name: found.mean, f"{name} low": found.low, f"{name} high": found.high}
     return row
@@ -194,9 +257,11 @@ def evaluate(
 
     `products` may be an index that was made before: it owns its format and settings, which `format` and
     `settings` replace for this call. Reference products are left out of their own query's ranking unless they
-    are positives (`Index.evaluate` can keep them). Raises ModelMismatchError for an index of another model,
-    and what `measure` does.
+    are positives (`Index.evaluate` can keep them). Queries with `relevance` are measured by its grades too
+    (`Result`). Raises ModelMismatchError for an index of another model, and what `measure` does.
     """
+    queries = tuple(queries)
+    metric_names(queries)
     if not isinstance(products, Index):
         pool = index(model, products, format or "seq", settings or Settings())
         return measure(pool, queries, k=k)
@@ -251,11 +316,12 @@ def asked(
     """Encode queries of an index, in its format and by its settings unless others are named.
 
     With `on_error` "skip" queries that cannot be read, and those without a positive in the pool, are left out
-    and listed. Raises ValueError for no queries, ItemError for such a query.
+    and listed. Raises ValueError for no queries and as `metric_names` does, ItemError for such a query.
     """
     queries, settings = tuple(queries), settings or index.settings
     if not queries:
-        raise ValueError("0 queries are given; give at least one")
+        raise ValueError("0 queries are given; give one, or sample some: cl.dataset(…, sample=500)")
+    metric_names(queries)
     answered, skipped = _with_answers(index, queries)
     if skipped and settings.on_error == "raise":
         raise skipped[0]

@@ -1,10 +1,11 @@
 """Retrieval metrics as MERIT's authors compute them, with bootstrap intervals and paired tests.
 
 All metrics start from ranks: for each query the rank, from 1, of its best-placed positive, or `MISS` beyond
-the depth that was looked at (arXiv 2506.03144 and the authors' metric function).
+the depth that was looked at (arXiv 2506.03144 and the authors' metric function). Where people graded
+answers there is nDCG by grades beside them, and how much of a ranking anybody judged.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,8 +14,11 @@ from scipy import stats
 
 MISS = -1
 DEPTH = 10
+UNJUDGED = -1
+"""The grade of a hit that nobody judged, and of a place where the pool has no more."""
 
 Ranks = Int[np.ndarray, " query"]
+Grades = Int[np.ndarray, "query rank"]
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,45 @@ def ndcg(
     gain = (relevant[:, :width] * discounts[:width]).sum(1)
     ideal = np.concatenate([[0.0], discounts.cumsum()])[np.minimum(positives, depth)]
     return np.divide(gain, ideal, out=np.zeros(len(gain)), where=ideal > 0)
+
+
+def graded_ndcg(
+    grades: Grades, judged: Sequence[Sequence[int]], depth: int = DEPTH
+) -> Float[np.ndarray, " query"]:
+    """nDCG@depth with the gain 2^grade - 1 (Burges et al. 2005), over the best order of all that is `judged`.
+
+    `grades` are of the hits, UNJUDGED counting as 0; `judged` of all products that were judged for a query,
+    in any order. A query with nothing above 0 scores 0.
+    """
+    best = np.zeros((len(judged), depth), int)
+    for row, own in zip(best, judged, strict=True):
+        first = sorted(own, reverse=True)[:depth]
+        row[: len(first)] = first
+    gain, ideal = _gain(grades[:, :depth]), _gain(best)
+    return np.divide(gain, ideal, out=np.zeros(len(gain)), where=ideal > 0)
+
+
+def _gain(grades: Grades) -> Float[np.ndarray, " query"]:
+    return ((2.0 ** np.maximum(grades, 0) - 1) / np.log2(np.arange(2, grades.shape[1] + 2))).sum(1)
+
+
+def condensed(grades: Grades) -> Grades:
+    """The hits that somebody judged, moved up over those that nobody did (Sakai 2007); UNJUDGED behind
+    them.
+    """
+    unknown = grades == UNJUDGED
+    return np.take_along_axis(grades, np.argsort(unknown, axis=1, kind="stable"), 1)
+
+
+def judged_share(
+    grades: Grades, found: Bool[np.ndarray, "query rank"], depth: int = DEPTH
+) -> Float[np.ndarray, " query"]:
+    """Share of the first `depth` hits that somebody judged; `found` is False where the pool has no more. A
+    query without hits has 0.
+    """
+    hits = found[:, :depth].sum(1)
+    known = ((grades != UNJUDGED) & found)[:, :depth].sum(1)
+    return known / np.maximum(hits, 1)
 
 
 def estimate(

@@ -23,6 +23,7 @@ from coral_lab.sources.border import (
     brief,
     check_id,
     composed,
+    grades_of,
     id_of,
     refused,
     set_texts,
@@ -119,7 +120,9 @@ class Query:
     `text` follows the last condition, with its leading space: `" with a chain strap."`.
     `positives` are the ids of the right answers, `hard_negatives` those of close wrong ones.
     `language` is that of the instruction's own words. `parent` is the query that this one was
-    edited from. Raises ItemError if there is nothing to ask, or for a field of another type.
+    edited from. `relevance` is what people gave products as answers, by id: 2 right, 1 partly, 0 wrong in
+    judged sets, any whole numbers up to 100 elsewhere; empty where only positives are known. Raises ItemError
+    if there is nothing to ask, or for a field of another type.
     """
 
     id: str
@@ -130,6 +133,7 @@ class Query:
     hard_negatives: tuple[str, ...] = ()
     language: str = "en"
     parent: "Query | None" = field(default=None, repr=False, compare=False)
+    relevance: Mapping[str, int] = field(default_factory=dict, repr=False, hash=False)
 
     def __post_init__(self) -> None:
         check_id(self.id, "query")
@@ -144,6 +148,7 @@ class Query:
         for own in ("positives", "hard_negatives"):
             ids = several(getattr(self, own), name, own, "give a tuple of product ids")
             object.__setattr__(self, own, tuple(id_of(id, name, own) for id in ids))
+        object.__setattr__(self, "relevance", MappingProxyType(grades_of(self.relevance, name)))
         if self.parent is not None and not isinstance(self.parent, Query):
             raise refused(name, "parent", self.parent, "give a Query")
         if not (self.class_name or self.conditions or self.text.strip()):
@@ -161,8 +166,22 @@ class Query:
         return languages.pop() if len(languages) == 1 else "mixed" if languages else ""
 
     def edited(self, **changes: Any) -> "Query":
-        """This query with some fields replaced, remembering this one as its parent."""
+        """This query with some fields replaced, remembering this one as its parent.
+
+        Positives and grades stay, to be compared by; other `positives` leave the grades behind, for they are
+        answers to something else.
+        """
+        if "positives" in changes:
+            changes = {"relevance": {}} | changes
         return replace(self, parent=self, **changes)
+
+    def judged(self, relevance: Mapping[str, int], least: int = 1) -> "Query":
+        """This query with people's grades: products graded `least` or better become its positives, those
+        graded 0 its hard negatives, the others neither. Not an edit, for it asks the same.
+        """
+        right = tuple(id for id, grade in relevance.items() if grade >= least)
+        wrong = tuple(id for id, grade in relevance.items() if grade == 0 and grade < least)
+        return replace(self, positives=right, hard_negatives=wrong, relevance=relevance)
 
     def reordered(self, order: Sequence[int]) -> "Query":
         """This query with its conditions in another order, e.g. `(1, 0)`; ValueError for no permutation."""
@@ -176,6 +195,12 @@ class Query:
         from coral_lab.results import query_html
 
         return query_html(self)
+
+    def __getstate__(self) -> dict[str, Any]:  # a mappingproxy does not pickle
+        return self.__dict__ | {"relevance": dict(self.relevance)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state | {"relevance": MappingProxyType(state["relevance"])})
 
 
 def name_of(item: Product | Query) -> str:
@@ -221,7 +246,8 @@ class Traits:
     authors' out-of-distribution splits, by "language", "class" and "attribute". `stated` gives the attribute
     and value that a query's free text asks for, `shown` the attributes that a product's picture or title
     tells, and `retitle` the same product with its title in another language; None where there are no parallel
-    titles.
+    titles. `columns` says in words which column of a table was read as what, and `sampled` how queries were
+    sampled and what was refused.
     """
 
     visual: tuple[str, ...] = ()
@@ -231,6 +257,8 @@ class Traits:
     stated: Callable[[Query], tuple[str, str] | None] = nothing_stated
     shown: Callable[[Product], Collection[str]] = all_attributes
     retitle: Callable[[Product, str], Product] | None = None
+    columns: str = ""
+    sampled: str = ""
 
 
 @dataclass(frozen=True)
@@ -247,7 +275,13 @@ class Dataset:
 
     @cached_property
     def by_id(self) -> Mapping[str, Product]:
-        return {product.id: product for product in self.products}
+        own = getattr(self.products, "by_id", None)  # a sequence that makes products when they are looked at
+        return {product.id: product for product in self.products} if own is None else own
+
+    def _repr_html_(self) -> str:
+        from coral_lab.results import dataset_html
+
+        return dataset_html(self)
 
     def product(self, id: str) -> Product:
         """The product with this id; a KeyError that names the id and the pool if there is none."""

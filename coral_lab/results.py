@@ -16,7 +16,7 @@ import pandas as pd
 from coral_lab.errors import ItemError, one_line
 from coral_lab.images import img
 from coral_lab.prompts import seq
-from coral_lab.query import Product, Query, name_of
+from coral_lab.query import Dataset, Product, Query, name_of
 
 FRAME = "font-family:system-ui,'Noto Sans','Noto Sans Thai',sans-serif;font-size:13px;line-height:1.45"
 TILE = "width:{width}px;padding:8px;border:1px solid #8884;border-radius:8px;overflow-wrap:anywhere"
@@ -102,6 +102,50 @@ def query_html(query: Query) -> str:
     return paragraph("".join(parts) + f"<br>{grey(facts)}")
 
 
+FIRST = 1000
+"""Products that a dataset's summary looks at; there may be a million."""
+
+
+def dataset_html(dataset: Dataset) -> str:
+    """A dataset in a few lines, with its first products; counts of classes and values are of the first 1,000.
+    Pictures at addresses are not fetched for this.
+    """
+    counts = [f"{len(dataset.products):,} products", f"{len(dataset.queries):,} queries"]
+    counts += [f"{len(dataset.skipped):,} left out"] if dataset.skipped else []
+    first = dataset.products[:FIRST]
+    lines = [f"<b>{escape(dataset.name)}</b> {grey(' · '.join(counts))}"]
+    lines += [grey(own) for own in (dataset.traits.columns, dataset.traits.sampled) if own]
+    lines += [_in_words(first, len(dataset.products))] if len(first) else []
+    lines += [f'<span style="color:{RED}">✗ {escape(str(error))}</span>' for error in dataset.skipped[:3]]
+    lines += [grey(f"and {len(dataset.skipped) - 3:,} more in .skipped")] if len(dataset.skipped) > 3 else []
+    return paragraph("<br>".join(lines)) + flow(map(_card, first[:6]))
+
+
+def _in_words(products: Sequence[Product], count: int) -> str:
+    """Languages, classes and attributes, each with the number of its values."""
+    values: dict[str, set[str]] = {}
+    for product in products:
+        for name, own in product.attributes.items():
+            values.setdefault(name, set()).update(own)
+    languages, classes = ({getattr(p, own) for p in products} - {""} for own in ("language", "class_name"))
+    pictured = sum(product.image is not None for product in products)
+    found = [f"{pictured:,} with a picture", f"{len(classes):,} classes" if classes else "no classes"]
+    found += [f"languages {', '.join(sorted(languages))}"] if languages else []
+    named = ", ".join(f"{name} ({len(own):,})" for name, own in values.items())
+    found += [f"attributes and their values: {named}"] if named else ["no attributes"]
+    of = f"of the first {len(products):,}: " if len(products) < count else ""
+    return escape(of + " · ".join(found))
+
+
+def _card(product: Product) -> str:
+    origin = grey(" · ".join(filter(None, (product.class_name, product.language))))
+    if hasattr(product.image, "address"):
+        picture = img(None, 116, product.title, why="picture at an address, not fetched yet")
+    else:
+        picture = product_img(product, 116, pixels=116)
+    return tile(picture, [escape(product.title), origin])
+
+
 @dataclass(frozen=True)
 class Gallery:
     """Products with a line under each picture, their titles by default; shows itself."""
@@ -177,7 +221,11 @@ class Hits(Sequence[Hit]):
 
     def gallery(self, before: Mapping[str, int] | None = None) -> str:
         """The hits as HTML; with the ranks that products had `before`, by id, also how far each has moved."""
-        return flow(_hit_card(self.query, hit, _shift(hit, before)) for hit in self)
+        return flow(self.cards(before))
+
+    def cards(self, before: Mapping[str, int] | None = None) -> list[str]:
+        """The tiles of `gallery`, one a hit."""
+        return [_hit_card(self.query, hit, _shift(hit, before)) for hit in self]
 
 
 def _sign(hit: Hit) -> str:
@@ -219,7 +267,14 @@ def hits(query: Query, found: Iterable[tuple[Product, float]]) -> Hits:
     return Hits(
         query,
         tuple(
-            Hit(rank, float(score), product, product.id in query.positives if query.positives else None)
+            Hit(rank, float(score), product, _is_positive(query, product.id))
             for rank, (product, score) in enumerate(found, 1)
         ),
     )
+
+
+def _is_positive(query: Query, id: str) -> bool | None:
+    """None also where people judged other answers, and not this one."""
+    if not query.positives or (query.relevance and id not in query.relevance and id not in query.positives):
+        return None
+    return id in query.positives

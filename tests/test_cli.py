@@ -161,6 +161,21 @@ def test_a_folder_of_merit_s_files_evaluates_as_the_catalogue_does(random_folder
     assert ranks[0] == ranks[1]
     assert "skipped" in capsys.readouterr().err
     assert any(store.iterdir())
+    assert "judged@10" not in ranks[0]
+    file = folder / "queries-test.json"
+    asked = [json.loads(line) for line in file.read_text().splitlines()[:12]]
+    file.write_text(
+        "".join(json.dumps(own | {"relevance": {own["pos_candidate"][0]: 2}}) + "\n" for own in asked)
+    )
+    assert main([*arguments, "--store", str(store), "--json", str(out)]) == 0
+    written = json.loads(out.read_text())
+    assert 0 <= written["metrics"]["judged@10"] < 1
+    said = capsys.readouterr().out
+    assert written["note"] in said
+    assert "condensed nDCG@10" in said
+    file.write_text(file.read_text() + json.dumps(asked[0]) + "\n")
+    assert main(arguments) == 2
+    assert "evaluate them apart" in capsys.readouterr().err
 
 
 def test_download_fetches_what_is_asked(random_folder, monkeypatch, capsys):

@@ -12,6 +12,7 @@ from coral_lab.encoder import Encoded
 from coral_lab.errors import ItemError
 from coral_lab.evaluation import Result
 from coral_lab.query import AS_IMAGE
+from coral_lab.results import hits
 from coral_lab.retrieval import Index, ranking
 from coral_lab.store.topk import top_k
 
@@ -174,6 +175,102 @@ def test_where_the_pool_has_no_more_nothing_is_found_and_nothing_written(tmp_pat
         "q0 Q0 p0 2 0.500000 a_model_of_mine",
         "q1 Q0 p2 1 0.500000 a_model_of_mine",
     ]
+
+
+JUDGES = (
+    {"a": 2, "b": 0},  # one right answer, at 3, behind two that nobody judged
+    {"a": 1, "b": 2, "c": 1},  # at 1, 3 and 7, where the discounts are 1, 1/2 and 1/3
+    {"z": 2, "gone": 2},  # not found; "gone" is not in the pool, and counts for nothing
+)
+RANKED = (list("xyabcde"), list("axbydec"), ["x", "y"])
+
+
+def by_judges() -> Result:
+    """Three queries over nine products, ranked to depth seven; the third ranking has two hits."""
+    products = [Product(id) for id in "abcdexyzw"]
+    rows = {product.id: row for row, product in enumerate(products)}
+    queries = [
+        Query(f"q{i}", "bag", language="en").judged(grades, least=2) for i, grades in enumerate(JUDGES)
+    ]
+    ranked = np.array([[rows[id] for id in own] + [-1] * (7 - len(own)) for own in RANKED])
+    return Result("m", queries, products, ranked, np.zeros(ranked.shape, np.float32))
+
+
+def test_a_judged_set_is_measured_as_worked_out_by_hand():
+    """Gains are 3 for right and 1 for partly; `second` is the discount of the second place."""
+    found, second = by_judges(), 1 / np.log2(3)
+    expected = {
+        "R@1": [0, 0, 0],
+        "R@5": [1, 1, 0],
+        "R@10": [1, 1, 0],
+        "MRR@10": [1 / 3, 1 / 3, 0],
+        "nDCG@10": [(3 / 2) / 3, (1 + 3 / 2 + 1 / 3) / (3 + second + 1 / 2), 0],
+        "condensed nDCG@10": [1, (1 + 3 * second + 1 / 2) / (3 + second + 1 / 2), 0],
+        "judged@10": [2 / 7, 3 / 7, 0 / 2],
+    }
+    assert [*found.metrics] == [*found.names] == [*expected]
+    for name, values in expected.items():
+        np.testing.assert_allclose(found.per_query[name], values, atol=1e-12, err_msg=name)
+        estimate = found.metrics[name]
+        assert estimate.mean == pytest.approx(np.mean(values))
+        assert estimate.low <= estimate.mean <= estimate.high
+    assert found.grades[:2].tolist() == [[-1, -1, 2, 0, -1, -1, -1], [1, -1, 2, -1, -1, -1, 1]]
+
+
+def test_what_unjudged_hits_mean_is_said_wherever_a_judged_set_is_shown(tmp_path):
+    found = by_judges()
+    note = (
+        "An unjudged hit counts as wrong: judged@10 is 0.24, so R@k, MRR@10 and nDCG@10 say what is known, "
+        "not what would be found; condensed nDCG@10 leaves unjudged hits out."
+    )
+    assert found.note == note
+    said = repr(found)
+    assert note in said
+    assert f"  condensed nDCG@10 {found.metrics['condensed nDCG@10']}" in said
+    found.write_json(tmp_path / "out.json")
+    written = json.loads((tmp_path / "out.json").read_text())
+    assert written["note"] == note
+    assert written["metrics"]["judged@10"] == pytest.approx((2 / 7 + 3 / 7) / 3)
+    assert len(written["intervals"]["condensed nDCG@10"]) == 2
+    found.write_csv(tmp_path / "out.csv")
+    head = (tmp_path / "out.csv").read_text().splitlines()[0].split(",")
+    assert head[-6:-3] == ["condensed nDCG@10", "condensed nDCG@10 low", "condensed nDCG@10 high"]
+    assert found.by("class")["judged@10"].tolist() == [found.metrics["judged@10"].mean]
+    every = replace(
+        found, queries=[query.judged({p.id: 2 for p in found.products}) for query in found.queries]
+    )
+    assert every.metrics["judged@10"].mean == 1
+    assert every.note == ""
+
+
+def test_sets_without_grades_are_measured_as_ever(tmp_path):
+    found = by_hand([0, 1], [1, 0])
+    assert [*found.metrics] == ["R@1", "R@5", "R@10", "MRR@10", "nDCG@10"]
+    assert found.note == ""
+    found.write_json(tmp_path / "out.json")
+    assert "note" not in json.loads((tmp_path / "out.json").read_text())
+    right = replace(found, queries=[query.judged({"p0": 1}) for query in found.queries])
+    assert right.metrics["nDCG@10"] == found.metrics["nDCG@10"], "grades 0 and 1 are right and wrong"
+
+
+def test_queries_with_grades_and_without_are_not_measured_as_one(random_model, shop):
+    found = by_judges()
+    plain = replace(found.queries[0], id="plain", relevance={})
+    says = "query 'q1' has relevance and query 'plain' has none.* evaluate them apart"
+    with pytest.raises(ValueError, match=says):
+        _ = replace(found, queries=[plain, *found.queries[1:]]).metrics
+    with pytest.raises(ValueError, match=says):  # before a product is encoded
+        evaluate(random_model, iter([plain, found.queries[1]]), [Product("a", image=b"no picture")])
+    pool = toy_index(random_model, [0.9, 0.8], shop)
+    with pytest.raises(ValueError, match=says):
+        pool.evaluate([plain, found.queries[1]])
+
+
+def test_a_hit_that_nobody_judged_is_neither_right_nor_wrong():
+    query = Query("q", "bag").judged({"a": 2, "b": 0})
+    shown = hits(query, [(Product(id), 0.5) for id in "abx"])
+    assert [hit.positive for hit in shown] == [True, False, None]
+    assert [hit.positive for hit in hits(replace(query, relevance={}), [(Product("x"), 0.5)])] == [False]
 
 
 def test_ids_that_trec_cannot_hold_are_named(tmp_path):

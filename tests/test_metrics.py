@@ -12,16 +12,22 @@ from itertools import product
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats
+from sklearn.metrics import ndcg_score
 
 from coral_lab.metrics import (
     MISS,
     Estimate,
     best_ranks,
+    condensed,
     crossed_change,
     crossed_estimate,
     estimate,
+    graded_ndcg,
     holm,
+    judged_share,
     ndcg,
     paired_difference,
     recall_at,
@@ -70,6 +76,37 @@ def test_ndcg_of_a_case_worked_out_by_hand():
 def test_a_perfect_ranking_has_ndcg_one_and_a_query_without_answers_zero():
     relevant = np.array([[True] * 10, [True, True] + [False] * 8, [False] * 10])
     np.testing.assert_allclose(ndcg(relevant, np.array([25, 2, 0])), [1, 1, 0])
+
+
+GRADES = np.array([[0, -1, 1, 2], [-1, -1, -1, -1], [2, 1, 0, -1]])
+
+
+def test_ndcg_by_grades_of_a_case_worked_out_by_hand():
+    judged = [(0, 1, 2), (2,), (1, 2, 0, 0)]
+    first = (1 / 2 + 3 / math.log2(5)) / (3 + 1 / math.log2(3))
+    np.testing.assert_allclose(graded_ndcg(GRADES, judged), [first, 0, 1])
+    cut = (1 / 2) / (3 + 1 / math.log2(3))
+    np.testing.assert_allclose(graded_ndcg(GRADES, judged, depth=3), [cut, 0, 1])
+    with np.errstate(all="raise"):
+        assert graded_ndcg(GRADES, [(), (0, 0), ()])[:2].tolist() == [0, 0]
+    assert np.isfinite(graded_ndcg(np.full((1, 10), 100), [(100,) * 10])).all()
+
+
+def test_condensed_hits_keep_their_order():
+    assert condensed(GRADES).tolist() == [[0, 1, 2, -1], [-1] * 4, [2, 1, 0, -1]]
+
+
+def test_the_judged_share_is_of_the_hits_there_are():
+    found = np.array([[True] * 4, [False] * 4, [True, True, False, False]])
+    assert judged_share(GRADES, found).tolist() == [3 / 4, 0, 1]
+    assert judged_share(GRADES, found, depth=2).tolist() == [1 / 2, 0, 1]
+
+
+@given(st.lists(st.integers(0, 4), min_size=2, max_size=14), st.randoms(use_true_random=False))
+def test_ndcg_by_grades_is_scikit_learns(grades, random):
+    shuffled = random.sample(grades, len(grades))
+    expected = ndcg_score([[2**own - 1 for own in shuffled]], [range(len(grades), 0, -1)], k=10)
+    assert graded_ndcg(np.array([shuffled]), [grades])[0] == pytest.approx(expected)
 
 
 # numba takes half a minute to compile ranx; interpreted it takes a second, but only a process can choose.

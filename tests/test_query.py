@@ -8,6 +8,7 @@ import pickle
 import unicodedata
 from dataclasses import FrozenInstanceError, replace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,6 +18,7 @@ from coral_lab.errors import ItemError
 from coral_lab.images import open_image
 from coral_lab.prompts import FORMATS, instructions, messages, parts
 from coral_lab.query import AS_IMAGE, Condition, Dataset, Product, Query, Traits, right_answers
+from coral_lab.sources.border import grades_of
 from coral_lab.sources.instructions import instruction
 from tests import model_card
 
@@ -82,6 +84,51 @@ def test_nothing_can_be_changed():
 def test_answers_are_ids(name):
     with pytest.raises(ItemError, match=f"query 'q'.*{name}"):
         Query("q", "bag", **{name: ("p1", "")})
+
+
+@pytest.mark.parametrize(
+    ("relevance", "says"),
+    [
+        ({"p1": -1}, "field 'relevance, p1' is -1, of type int; a grade is a whole number from 0 to 100"),
+        ({"p1": 101}, "a grade is a whole number"),
+        ({"p1": 1.5}, "field 'relevance, p1' is 1.5"),
+        ({"p1": float("nan")}, "a grade is a whole number"),
+        ({"p1": True}, "field 'relevance, p1' is True, of type bool"),
+        ({"p1": "2"}, "field 'relevance, p1' is '2'"),
+        ({"": 2}, "field 'relevance' is ''.*give ids of products"),
+        ({"é": 2, "e\u0301": 1}, "grades product 'é' twice; keep one"),
+        ([("p1", 2)], "it must map ids of products to grades"),
+    ],
+)
+def test_grades_are_whole_numbers_of_products(relevance, says):
+    with pytest.raises((ItemError, TypeError), match=f"query 'q'.*{says}|type"):
+        Query("q", "bag", relevance=relevance)
+    with pytest.raises(ItemError, match=f"query 'q': .*{says}"):
+        grades_of(relevance, "query 'q'")
+
+
+def test_grades_are_the_query_s_own_and_go_where_its_positives_go():
+    given = {"e\u0301": np.int64(2), "p2": 0, "p3": 1.0}
+    query = Query("q", "bag", relevance=grades_of(given, "q"))
+    given["p2"] = 2
+    assert dict(query.relevance) == {"é": 2, "p2": 0, "p3": 1}
+    assert {*map(type, query.relevance.values())} == {int}
+    with pytest.raises(TypeError):
+        query.relevance["p2"] = 1
+    assert Query("q", "bag").relevance == {}
+    judged = asking(reference(1), reference(2)).judged({"p7": 2, "p8": 1, "p9": 0}, least=2)
+    assert (judged.positives, judged.hard_negatives, judged.parent) == (("p7",), ("p9",), None)
+    assert judged.judged(judged.relevance).positives == ("p7", "p8")
+    assert judged.reordered((1, 0)).relevance == judged.relevance
+    assert judged.edited(positives=("p8",)).relevance == {}
+    assert judged.edited(positives=("p8",), relevance={"p8": 1}).relevance == {"p8": 1}
+    for again in (copy.deepcopy(judged), pickle.loads(pickle.dumps(judged))):
+        assert again == judged
+        assert again.relevance == judged.relevance
+        assert hash(again) == hash(judged)
+        with pytest.raises(TypeError):
+            again.relevance["p7"] = 0
+    assert judged != replace(judged, relevance={"p7": 1})
 
 
 def test_attributes_do_not_follow_the_dict_they_came_from():

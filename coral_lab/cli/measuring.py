@@ -19,12 +19,15 @@ def demo(options) -> None:
 
 
 def evaluate(options) -> None:
+    from coral_lab.evaluation import metric_names
     from coral_lab.mini.naming import name_attributes
     from coral_lab.prompts import format_of
     from coral_lab.retrieval import index
 
     format_of(options.format)  # before a checkpoint is loaded
     shop = data_of(options)
+    if not options.attributes:
+        metric_names(shop.queries[: options.limit])
     model = loaded(options, shop)
     if options.attributes:
         table = name_attributes(model, shop.products[: options.limit])
@@ -103,7 +106,8 @@ def experiment(options) -> None:
     from coral_lab.replication.cells import RESULTS, compare_arms, read_results
 
     out = options.out or RESULTS
-    ignored = ("models", "data", "limit") if options.name in TRAINED else ("seeds", "steps", "start", "arms")
+    asked, trained = ("models", "data", "limit", "sample"), ("seeds", "steps", "start", "arms")
+    ignored = asked if options.name in TRAINED else trained
     if other := [f"--{name}" for name in ignored if getattr(options, name) is not None]:
         raise ValueError(f"experiment {options.name} takes no {', '.join(other)}; leave it out")
     if options.name in TRAINED:
@@ -115,7 +119,7 @@ def experiment(options) -> None:
         chosen = {arm: arms[arm] for arm in options.arms or arms}
         table = experiments.train_and_measure(options.name, plan, arms=chosen, out=out)
     else:
-        options.data = options.data or "mini"
+        options.data, options.sample = options.data or "mini", options.sample or 500
         options.split, options.offline, options.on_error = "test", False, "raise"
         shop = data_of(options)
         shop = replace(shop, queries=shop.queries[: options.limit])
@@ -134,11 +138,13 @@ def _without_out(arguments: list[str]) -> list[str]:
 
 
 def report(options) -> None:
+    from coral_lab.evaluation import metric_names
     from coral_lab.replication.report_page import report
     from coral_lab.retrieval import index
 
     shop = data_of(options)
     shop = replace(shop, queries=shop.queries[: options.limit])
+    metric_names(shop.queries)
     pool = index(loaded(options, shop), shop.products, settings=settings_of(options))
     say_skipped(pool.skipped)
     say(report(pool, shop, options.out, command=shlex.join(["coral-lab", *options.arguments])))

@@ -17,7 +17,7 @@ import pandas as pd
 from coral_lab import metrics
 from coral_lab.encoder import Settings
 from coral_lab.errors import ItemError
-from coral_lab.evaluation import METRICS, Asked, Result
+from coral_lab.evaluation import Asked, Result
 from coral_lab.models.protocol import Embedder
 from coral_lab.prompts import Format, format_name
 from coral_lab.query import Dataset, Query
@@ -69,7 +69,7 @@ class Comparison:
         several), wins, losses and ties (queries). Of all pairs the better model stands first; with a
         `baseline` the others stand against it. Raises ValueError for another metric or model.
         """
-        _check_metric(metric)
+        self._check_metric(metric)
         if baseline is None:
             pairs = [self._better_first(pair, metric) for pair in combinations(self.results, 2)]
         else:
@@ -84,7 +84,7 @@ class Comparison:
         A row a value and the number of its queries, and of each model the columns metric, low and high.
         Raises ValueError for another group or metric.
         """
-        _check_metric(metric)
+        self._check_metric(metric)
         parts = {}
         for name, result in self.results.items():
             rows = result.by(group).rename(columns={"value": group})
@@ -137,7 +137,7 @@ class Comparison:
         """A metric of each model with its interval."""
         from coral_lab.replication.comparing_page import quality_figure
 
-        _check_metric(metric)
+        self._check_metric(metric)
         return quality_figure(self, metric)
 
     def heat_map(self, group: str = "attribute", metric: str = "R@1") -> "go.Figure":
@@ -150,7 +150,7 @@ class Comparison:
         """A metric against the milliseconds that a query takes."""
         from coral_lab.replication.comparing_page import cost_figure
 
-        _check_metric(metric)
+        self._check_metric(metric)
         return cost_figure(self, metric)
 
     def write(self, folder: str | PathLike, command: str = "") -> Path:
@@ -171,6 +171,15 @@ class Comparison:
         from coral_lab.replication.comparing_page import summary
 
         return summary(self)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the metrics, the same for all models."""
+        return next(iter(self.results.values())).names
+
+    def _check_metric(self, metric: str) -> None:
+        if metric not in self.names:
+            raise ValueError(f"metric is {brief(metric)}; choose from {', '.join(self.names)}")
 
     def _result(self, name: str) -> Result:
         if name not in self.results:
@@ -268,8 +277,3 @@ def compare(
     facts = {"data": data, "format": format_name(format), "depth": k}
     facts["models"] = {name: run.facts for name, run in runs.items()}
     return Comparison(results, {name: run.cost for name, run in runs.items()}, asked, skipped, facts)
-
-
-def _check_metric(metric: str) -> None:
-    if metric not in METRICS:
-        raise ValueError(f"metric is {brief(metric)}; choose from {', '.join(METRICS)}")

@@ -13,7 +13,7 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from coral_lab.errors import one_line
-from coral_lab.evaluation import METRICS, Result
+from coral_lab.evaluation import Result
 from coral_lab.metrics import Estimate
 from coral_lab.replication.cells import provenance
 from coral_lab.replication.comparing_cost import TIMED
@@ -39,12 +39,17 @@ TESTING = (
     "On the same queries: the difference in R@1 with its 95% interval, p of a paired permutation test, "
     "corrected by Holm's method, and in how many queries the first model does better, worse and as well."
 )
+UNJUDGED = (
+    "An unjudged hit counts as wrong: where judged@10 is below 1, R@k, MRR@10 and nDCG@10 say what is known, "
+    "not what would be found, and favour models whose hits were judged; condensed nDCG@10 leaves unjudged "
+    "hits out."
+)
 
 
 def quality(found: "Comparison") -> pd.DataFrame:
     """Each model's metrics with their intervals, as texts."""
     rows = {name: {m: str(v) for m, v in result.metrics.items()} for name, result in found.results.items()}
-    return pd.DataFrame.from_dict(rows, orient="index", columns=list(METRICS)).rename_axis("model")
+    return pd.DataFrame.from_dict(rows, orient="index", columns=list(found.names)).rename_axis("model")
 
 
 def costs(found: "Comparison") -> pd.DataFrame:
@@ -108,7 +113,17 @@ def as_text(found: "Comparison") -> str:
     tables = [
         table.rename(index=one_line).rename_axis(None).to_string() for table in (quality(found), costs(found))
     ]
+    tables += [UNJUDGED] if _is_judged(found) else []
     return "\n\n".join([head, *tables, "R@1 on the same queries:", paired_text(found)])
+
+
+def _is_judged(found: "Comparison") -> bool:
+    return "judged@10" in found.names
+
+
+def _quality(found: "Comparison") -> str:
+    note = paragraph(grey(UNJUDGED)) if _is_judged(found) else ""
+    return paragraph(grey(measured_on(found))) + _escaped(quality(found)) + note
 
 
 def paired_text(found: "Comparison", baseline: str | None = None) -> str:
@@ -118,12 +133,7 @@ def paired_text(found: "Comparison", baseline: str | None = None) -> str:
 
 def summary(found: "Comparison") -> str:
     """For a notebook."""
-    return (
-        paragraph(grey(measured_on(found)))
-        + _escaped(quality(found))
-        + _escaped(paired(found), index=False)
-        + _escaped(costs(found))
-    )
+    return _quality(found) + _escaped(paired(found), index=False) + _escaped(costs(found))
 
 
 def _escaped(table: pd.DataFrame, index: bool = True) -> str:
@@ -231,9 +241,7 @@ def _body(found: "Comparison", facts: dict[str, Any]) -> str:
     published = paragraph(grey(found.note)) + table_of(found.published(), index=False)
     text = escape(json.dumps(facts, indent=2, ensure_ascii=False))
     sections = {
-        "Quality": paragraph(grey(measured_on(found)))
-        + _escaped(quality(found))
-        + figure_of(quality_figure(found, "R@1")),
+        "Quality": _quality(found) + figure_of(quality_figure(found, "R@1")),
         "Is it better, or is it chance?": _tests(found),
         "Breakdowns": "".join(_breakdowns(found)),
         "What it costs": paragraph(grey(TIMING))

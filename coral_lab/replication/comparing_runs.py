@@ -14,7 +14,7 @@ import torch
 
 from coral_lab.encoder import Settings
 from coral_lab.errors import ItemError, MissingExtraError, one_line
-from coral_lab.evaluation import Asked, asked
+from coral_lab.evaluation import Asked, asked, metric_names
 from coral_lab.metrics import DEPTH
 from coral_lab.models.loading import SHIPPED, checkpoint_folder, load
 from coral_lab.models.protocol import Conversation, Embedder, fingerprint_of
@@ -96,6 +96,7 @@ def check(
         raise ValueError(f"queries are to be ranked to depth {k}; give at least {DEPTH}")
     if not dataset.queries or not dataset.products:
         raise ValueError(f"{brief(dataset.name)} has no queries or no products; give at least one of each")
+    metric_names(dataset.queries)
     for query in dataset.queries if settings.on_error == "raise" else ():
         if not any(id in dataset.by_id for id in query.positives):
             problem = f"none of its {len(query.positives)} positives is in the pool; check the split"

@@ -107,7 +107,8 @@ def _metrics(result: Result) -> str:
     table = pd.DataFrame(
         {name: {"value [95% interval]": str(value)} for name, value in result.metrics.items()}
     ).T
-    return table_of(table) + figure_of(bars(result.metrics, unit="over all queries"))
+    note = paragraph(grey(result.note)) if result.note else ""
+    return table_of(table) + note + figure_of(bars(result.metrics, unit="over all queries"))
 
 
 def breakdowns(result: Result) -> Iterator[str]:

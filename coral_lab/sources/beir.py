@@ -2,33 +2,33 @@
 
     corpus.jsonl       a product a line: _id, title, text, image, metadata
     queries.jsonl      a query a line: _id, text, images, metadata
-    qrels/test.tsv     query-id, corpus-id, score: 1 for a right answer, 0 for a hard negative
+    qrels/test.tsv     query-id, corpus-id, score: 1 for a right answer, 0 for a hard negative, or a grade
     images/            the pictures, named after their content
 
 `_id`, `title`, `text` and the judgements are what any tool for BEIR reads; `metadata` holds what else is
 known, so that nothing is lost. A folder that somebody else made has none of it: its titles and texts are the
 products' titles, its texts the queries'. What the files say is not trusted: no path leads out of the folder.
-`beir_writing.py` writes them.
+`beir_writing.py` writes them. TREC's judgements, which are lines of the same kind, are read here too.
 """
 
 import codecs
 import json
 import math
 import re
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from coral_lab.errors import ItemError, one_line
-from coral_lab.query import Condition, Dataset, Product, Query
-from coral_lab.sources.border import attributes_of, brief, text_of
+from coral_lab.query import Condition, Dataset, Product, Query, name_of
+from coral_lab.sources.border import HIGHEST_GRADE, attributes_of, brief, text_of
 from coral_lab.sources.files import check_own_file
 from coral_lab.sources.merit_files import LONGEST_LINE
 
 CORPUS, QUERIES, HEADER = "corpus.jsonl", "queries.jsonl", "query-id\tcorpus-id\tscore"
 
-Judged = Mapping[str, Mapping[str, int]]
-"""Of each query its products in order, 1 for a right answer and 0 for a hard negative."""
+Judged = dict[str, dict[str, int]]
+"""Of each query its products in order, and their scores."""
 
 Refuse = Callable[[ItemError], None]
 
@@ -51,11 +51,13 @@ def check_split(split: str) -> None:
 def read_beir(folder: str | Path, split: str = "test", *, on_error: str = "raise") -> Dataset:
     """The products and queries of a BEIR folder: the queries that its qrels of a split judge.
 
-    A score above 0 makes a product a positive, of whatever grade, any other a hard negative. `text` and
-    `images` of a query are for other tools: where `metadata` has its conditions, they are not read. Answers
-    may be products that the corpus has not. `on_error` "skip" leaves out what cannot be used and lists it in
-    `Dataset.skipped`. Raises FileNotFoundError, ItemError naming file and line, and ValueError for unknown
-    arguments.
+    A product with a score of 1 or more is a positive, as mteb has it, any other a hard negative. Where a
+    score of the split is above 1, scores are grades, and kept as `relevance` (below 0 as 0); of 0 and 1 alone
+    nobody can tell whether they are. In a folder of `write_beir` `metadata` says both: which queries have
+    grades, and which of their answers are positives. `text` and `images` of a query are for other tools:
+    where `metadata` has its conditions, they are not read. Answers may be products that the corpus has not.
+    `on_error` "skip" leaves out what cannot be used and lists it in `Dataset.skipped`. Raises
+    FileNotFoundError, ItemError naming file and line, and ValueError for unknown arguments.
     """
     check_split(split)
     if on_error not in ("raise", "skip"):
@@ -90,6 +92,7 @@ def _read_products(folder: Path, refuse: Refuse) -> Iterator[Product]:
 
 def _read_queries(folder: Path, pool: Dataset, split: str, judged: Judged, refuse: Refuse) -> Iterator[Query]:
     known: set[str] = set()
+    graded = any(score > 1 for scores in judged.values() for score in scores.values())
     for at, line in _lines(folder / QUERIES, folder):
         try:
             record = _record(line)
@@ -100,7 +103,7 @@ def _read_queries(folder: Path, pool: Dataset, split: str, judged: Judged, refus
             if id in known:
                 raise ItemError(id, f"_id {brief(id)} was there before; ids must be distinct")
             known.add(id)
-            query = _query(record, pool, folder, judged.get(id, {}))
+            query = _answered(_query(record, pool, folder), record, judged.get(id, {}), graded)
         except ItemError as error:
             refuse(ItemError(at, error.problem))
         else:
@@ -110,38 +113,63 @@ def _read_queries(folder: Path, pool: Dataset, split: str, judged: Judged, refus
 
 
 def _read_qrels(folder: Path, split: str, refuse: Refuse) -> Judged:
-    """Each query's products and whether they are right answers, in the file's order."""
     file = folder / "qrels" / f"{split}.tsv"
     if not file.exists():
         found = ", ".join(sorted(own.stem for own in file.parent.glob("*.tsv"))[:9]) or "none"
         raise FileNotFoundError(one_line(f"{file} is missing; the splits of this folder are: {found}"))
-    judged: dict[str, dict[str, int]] = defaultdict(dict)
+    judged: Judged = {}
     for at, line in _lines(file, folder):
         try:
-            fields = _text(line).split("\t")
-            if at.endswith(", line 1") and fields[-1] == "score":
-                continue
-            query, id, score = _judgement(fields)
-            if id in judged[query]:
-                raise ItemError(id, f"corpus-id {brief(id)} is judged twice for query {brief(query)}")
-            judged[query][id] = score
+            text = _text(line)
+            if not (at.endswith(", line 1") and text.split("\t")[-1] == "score"):
+                _judge(judged, text.split("\t"), "query-id, corpus-id and a score, with tabs between")
         except ItemError as error:
             refuse(ItemError(at, error.problem))
-    return dict(judged)
+    return judged
 
 
-def _judgement(fields: Sequence[str]) -> tuple[str, str, int]:
-    problem = f"it reads {brief(fields)}; write query-id, corpus-id and a number, with tabs between"
-    if len(fields) != 3 or not all(fields):
-        raise ItemError("line", problem)
+def read_qrels(file: str | Path, dataset: Dataset, least: int = 1) -> Dataset:
+    """The queries of a dataset with the grades that TREC's file gives their answers (a line `query 0 product
+    grade`) as `relevance`.
+
+    Products graded `least` or better are positives, those graded 0 or below hard negatives. Judged products
+    may be such as the pool has not. Queries of which nothing is as good are left out and listed in `skipped`.
+    Raises FileNotFoundError, ItemError naming file and line, or a query that is not the dataset's, and
+    ValueError for another `least`.
+    """
+    if isinstance(least, bool) or not 0 <= least <= HIGHEST_GRADE:
+        raise ValueError(f"least is {brief(least)}; give a grade from 0 to {HIGHEST_GRADE}")
+    place, judged = Path(file).expanduser(), Judged()
+    for at, line in _lines(place, place.parent):
+        try:
+            _judge(judged, _text(line).split(), "query, 0, product and grade, with blanks between", 4)
+        except ItemError as error:
+            raise ItemError(at, error.problem) from None
+    if other := sorted(judged.keys() - {query.id for query in dataset.queries}):
+        raise ItemError(str(place), f"judges query {brief(other[0])}, which {dataset.name} has not; add it")
+    queries = [query.judged(judged.get(query.id, {}), least) for query in dataset.queries]
+    lost = tuple(
+        ItemError(name_of(query), f"none of its {len(query.relevance)} judged products is graded {least}")
+        for query in queries
+        if not query.positives
+    )
+    kept = tuple(query for query in queries if query.positives)
+    return replace(dataset, name=f"{dataset.name}, judged", queries=kept, skipped=lost)
+
+
+def _judge(judged: Judged, fields: Sequence[str], wanted: str, count: int = 3) -> None:
+    """Add the score of a line, which begins with the query's id and ends with the product's and a score."""
     try:
-        score = float(fields[2])
+        score = float(fields[-1])
     except ValueError:
         score = math.nan
-    if not math.isfinite(score):
+    if len(fields) != count or not all(fields) or not score.is_integer() or score > HIGHEST_GRADE:
+        problem = f"it reads {brief(fields)}; write {wanted}, a whole number up to {HIGHEST_GRADE}"
         raise ItemError("line", problem)
-    query, id = (text_of(own, "line", "id") for own in fields[:2])
-    return query, id, int(score > 0)
+    query, id = text_of(fields[0], "line", "id"), text_of(fields[-2], "line", "id")
+    if id in judged.setdefault(query, {}):
+        raise ItemError(id, f"corpus-id {brief(id)} is judged twice for query {brief(query)}")
+    judged[query][id] = max(0, int(score))
 
 
 def _lines(file: Path, folder: Path) -> Iterator[tuple[str, bytes]]:
@@ -241,18 +269,37 @@ def _picture(address: object, folder: Path) -> Path | None:
     return file
 
 
-def _query(record: Mapping, pool: Dataset, folder: Path, judged: Mapping[str, int]) -> Query:
+def _query(record: Mapping, pool: Dataset, folder: Path) -> Query:
+    """A query without its answers."""
     known, id = record["metadata"], _id(record)
     text = text_of(record.get("text"), "line", "text")
-    positives = tuple(own for own, right in judged.items() if right)
-    hard = tuple(own for own, right in judged.items() if not right)
     if "conditions" not in known:
-        return Query(id, "", text=text, positives=positives, hard_negatives=hard)
+        return Query(id, "", text=text)
     class_name, language, rest = (
         text_of(known.get(key), "line", f"metadata, {key}") for key in ("class", "language", "text")
     )
     conditions = tuple(_conditions(known["conditions"], pool, folder))
-    return Query(id, class_name, conditions, rest, positives, hard, language)
+    return Query(id, class_name, conditions, rest, language=language)
+
+
+def _answered(query: Query, record: Mapping, scores: Mapping[str, int], graded: bool) -> Query:
+    """The query with its answers; `graded` says that the split's scores are grades."""
+    known, judged = record["metadata"], query.judged(scores)
+    if "conditions" not in known:  # somebody else's
+        return judged if graded else replace(judged, relevance={})
+    if "judged" not in known:
+        return replace(judged, relevance={})
+    answers = _mapping(known["judged"], "metadata, judged")
+    positives, hard = (_scored(answers, name, scores) for name in ("positives", "hard_negatives"))
+    return replace(judged, positives=positives, hard_negatives=hard)
+
+
+def _scored(answers: Mapping, name: str, scores: Mapping[str, int]) -> tuple[str, ...]:
+    ids = answers.get(name)
+    if not isinstance(ids, list) or not all(isinstance(id, str) and id in scores for id in ids):
+        problem = f"field 'metadata, judged, {name}' is {brief(ids)}; it must list products of qrels"
+        raise ItemError("line", problem)
+    return tuple(ids)
 
 
 def _conditions(asked: object, pool: Dataset, folder: Path) -> Iterator[Condition]:

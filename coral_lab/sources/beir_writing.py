@@ -23,10 +23,12 @@ def write_beir(dataset: Dataset, folder: str | Path, split: str = "test") -> Non
     """Write a dataset as a BEIR folder, which `read_beir` and `cl.dataset` read as the same dataset.
 
     Pictures are written one at a time: bytes and files as they are, what is drawn as PNG, equal ones once.
-    Traits are not written, and no query's parent is. A folder holds one split: another one written there
+    Qrels hold every grade of a judged query, of others 1 for a positive and 0 for a hard negative. Traits are
+    not written, and no query's parent is. A folder holds one split: another one written there
     replaces its corpus and queries. Raises ItemError for what these files cannot hold: an id
-    that stands twice or has a tab, a quotation mark or control characters, an answer that is named twice, a
-    picture that cannot be opened; ValueError for a split that is no file's name.
+    that stands twice or has a tab, a quotation mark or control characters, an answer that is named twice or
+    has no grade where others of its query have, a picture that cannot be opened; ValueError for a split that
+    is no file's name.
     """
     check_split(split)
     folder = output_folder(Path(folder).expanduser())
@@ -51,10 +53,12 @@ def write_beir(dataset: Dataset, folder: str | Path, split: str = "test") -> Non
 
 
 def write_qrels(dataset: Dataset, file: str | Path) -> None:
-    """The judgements in TREC's format, `query 0 product relevance`: 1 for a positive, 0 for a hard negative.
+    """The judgements in TREC's format, `query 0 product relevance`: grades, or 1 for a positive and 0 for a
+    hard negative where a query has none.
 
-    It goes with `Result.write_trec` into trec_eval. Raises ItemError for an id with white space or control
-    characters, one that stands twice, and an answer that is named twice.
+    It goes with `Result.write_trec` into trec_eval, whose nDCG takes a grade itself for its gain, and not
+    2^grade - 1; `read_qrels` reads it. Raises ItemError for an id with white space or control characters, one
+    that stands twice, and an answer that is named twice or has no grade where others of its query have.
     """
     seen: dict[str, None] = {}
     for query in dataset.queries:
@@ -71,11 +75,22 @@ def write_qrels(dataset: Dataset, file: str | Path) -> None:
 def _judgements(dataset: Dataset) -> Iterator[tuple[str, str, int]]:
     for query in dataset.queries:
         seen: dict[str, None] = {}
-        for ids, score in ((query.positives, 1), (query.hard_negatives, 0)):
-            for id in ids:
-                _check_id(id, f"{name_of(query)}, answer {brief(id)}", seen)
-                seen[id] = None
-                yield query.id, id, score
+        for id, score in _scores(query):
+            _check_id(id, f"{name_of(query)}, answer {brief(id)}", seen)
+            seen[id] = None
+            yield query.id, id, score
+
+
+def _scores(query: Query) -> Iterator[tuple[str, int]]:
+    """Products and their scores: positives first and hard negatives next, as they are read again."""
+    for ids, score in ((query.positives, 1), (query.hard_negatives, 0)):
+        for id in ids:
+            if query.relevance and id not in query.relevance:
+                item = f"{name_of(query)}, answer {brief(id)}"
+                raise ItemError(item, "has no grade, and others of its query have; grade all or none")
+            yield id, query.relevance.get(id, score)
+    answers = {*query.positives, *query.hard_negatives}
+    yield from ((id, grade) for id, grade in query.relevance.items() if id not in answers)
 
 
 def _check_id(id: str, item: str, seen: Mapping[str, object]) -> None:
@@ -164,6 +179,9 @@ def _query_record(
         images += [image] if image else []
     known: dict[str, Any] = {"split": split, "class": query.class_name, "language": query.language}
     known |= {"text": query.text, "conditions": conditions}
+    if query.relevance:  # which of the graded are positives, qrels do not say
+        own = {"positives": query.positives, "hard_negatives": query.hard_negatives}
+        known["judged"] = {name: list(ids) for name, ids in own.items()}
     text = instruction(query) if query.class_name or query.conditions else query.text
     return {"_id": query.id, "text": text, "images": images, "metadata": known}
 

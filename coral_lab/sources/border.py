@@ -7,6 +7,7 @@ value found, the value wanted.
 import reprlib
 import unicodedata
 from collections.abc import Iterable, Mapping
+from numbers import Integral
 
 from coral_lab.errors import ItemError, one_line
 
@@ -75,6 +76,32 @@ def id_of(id: object, item: str, field: str) -> str:
     if not own:
         raise refused(item, field, id, "give ids of products")
     return own
+
+
+HIGHEST_GRADE = 100
+"""Of any scale: a gain is 2^grade, which must stay a number."""
+
+
+def grades_of(grades: object, item: str, field: str = "relevance") -> dict[str, int]:
+    """`{id: grade}` of a mapping whose grades are whole numbers from 0 to HIGHEST_GRADE."""
+    if grades is None:
+        return {}
+    if not isinstance(grades, Mapping):
+        raise refused(item, field, grades, "it must map ids of products to grades")
+    found: dict[str, int] = {}
+    for id, grade in grades.items():
+        own = id_of(id, item, field)
+        if own in found:
+            raise ItemError(item, f"field {field!r} grades product {brief(own)} twice; keep one")
+        found[own] = _grade(grade, item, f"{field}, {own}")
+    return found
+
+
+def _grade(grade: object, item: str, field: str) -> int:
+    own = int(grade) if isinstance(grade, float) and grade.is_integer() else grade  # of a table with gaps
+    if isinstance(own, bool) or not isinstance(own, Integral) or not 0 <= int(own) <= HIGHEST_GRADE:
+        raise refused(item, field, grade, f"a grade is a whole number from 0 to {HIGHEST_GRADE}")
+    return int(own)
 
 
 def wanted_values(name: str, wanted: object, kind: type) -> set:

@@ -13,6 +13,7 @@ before.
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -81,26 +82,38 @@ class Session:
         made = cls(path, dataset, judge or text_of(content.get("judge", ""), str(path), "judge"))
         for record in _list(path, content, "queries"):
             query = _query(record, dataset, str(path))
+            if query.id in made.queries:
+                raise ItemError(str(path), f"has query {brief(query.id)} twice; keep one")
             made.queries[query.id] = query
         for record in _list(path, content, "judgements"):
             key, own = _judgement(record, str(path))
-            if key[0] not in made.queries:
-                raise ItemError(str(path), f"judges query {brief(key[0])}, which is not in it; add the query")
+            made._check_key(key)
             made.judgements[key] = own
         return made
+
+    def _check_key(self, key: Key) -> None:
+        """Raises ItemError unless it is of a query and a product that are there, for the first time."""
+        query, product = map(brief, key)
+        if key[0] not in self.queries:
+            raise ItemError(str(self.file), f"judges query {query}, which is not in it; add the query")
+        if key[1] not in self.dataset.by_id:
+            problem = f"judges product {product}, which is not in {self.dataset.name}"
+            raise ItemError(str(self.file), f"{problem}; open the dataset that was judged")
+        if key in self.judgements:
+            raise ItemError(str(self.file), f"judges product {product} for query {query} twice; keep one")
 
     def mark(self, query: Query, product: Product | str, grade: str | None, word: str = "") -> None:
         """Mark a product as an answer, or with None take a mark back, and save.
 
         A query is known by its id: an edited one needs an id of its own. Raises ItemError for a product or a
         reference that the dataset does not have, and for another query of the same id; ValueError for an
-        unknown grade.
+        unknown grade, OSError where the file cannot be written: then nothing is marked.
         """
         id = product.id if isinstance(product, Product) else composed(product)
         if id not in self.dataset.by_id:
             raise ItemError(f"product {id}", f"is not in {self.dataset.name}; judge what is in the pool")
         known = self.queries.get(query.id)
-        own = replace(query, positives=(), hard_negatives=(), parent=None)
+        own = replace(query, positives=(), hard_negatives=(), relevance={}, parent=None)
         if known is not None and _record(known) != _record(own):
             raise ItemError(
                 f"query {query.id!r}", "was judged with other conditions; give this one its own id"
@@ -109,13 +122,30 @@ class Session:
             if self.dataset.by_id.get(reference.id) is None:
                 problem = f"refers to product {brief(reference.id)}, which is not in {self.dataset.name}"
                 raise ItemError(f"query {query.id!r}", f"{problem}; use a reference from the pool")
+        before = dict(self.queries), dict(self.judgements)
         if grade is None:
             self.judgements.pop((query.id, id), None)
         else:
             judged = Judgement(grade, text_of(word, f"query {query.id!r}", "word"), self.judge)
             self.judgements[query.id, id] = judged
         self.queries[query.id] = own
-        self.save()
+        try:
+            self.save()
+        except OSError:  # what is not in the file is not marked
+            self.queries, self.judgements = before
+            raise
+
+    def under_its_id(self, query: Query) -> Query:
+        """The query under the id that the same question was judged by, or one that no other question has."""
+        for known in self.queries.values():
+            if _record(known) == _record(query) | {"id": known.id}:
+                return replace(query, id=known.id)
+        if query.id not in self.queries:
+            return query
+        first = query.id.rpartition("-")[0]
+        stem = first if first in self.queries else query.id
+        free = (f"{stem}-{n}" for n in count(2))
+        return replace(query, id=next(id for id in free if id not in self.queries))
 
     def save(self) -> None:
         """Write the file anew, in its place."""
@@ -137,22 +167,21 @@ class Session:
         return {own: found.relevance for (asked, own), found in self.judgements.items() if asked == id}
 
     def test_set(self, least: str = "right") -> Dataset:
-        """The judged queries over the same pool: products marked `least` or better are their positives, those
-        marked wrong their hard negatives, the others neither. A query of which nothing is right is left out
-        and listed in `skipped`. Raises ValueError for an unknown grade.
+        """The judged queries over the same pool, with their grades as `relevance`: products marked `least` or
+        better are their positives, those marked wrong their hard negatives, the others neither. A query of
+        which nothing is as good is left out and listed in `skipped`. Raises ValueError for an unknown grade.
         """
         if least not in GRADES:
             raise ValueError(f"least is {brief(least)}; use one of {', '.join(GRADES)}")
         kept, skipped = [], []
         for query in self.queries.values():
-            judged = self.relevance(query)
-            right = tuple(id for id, own in judged.items() if own >= GRADES[least])
-            wrong = tuple(id for id, own in judged.items() if own == 0 and id not in right)
-            if right:
-                kept.append(replace(query, positives=right, hard_negatives=wrong))
-            else:
-                problem = f"none of its {len(judged)} judged products is marked {least}; judge more of them"
-                skipped.append(ItemError(f"query {query.id!r}", problem))
+            judged = query.judged(self.relevance(query), GRADES[least])
+            if judged.positives:
+                kept.append(judged)
+                continue
+            count = len(judged.relevance)
+            problem = f"none of its {count} judged products is marked {least}; judge more of them"
+            skipped.append(ItemError(f"query {query.id!r}", problem))
         name = f"{self.dataset.name}, judged"
         return replace(self.dataset, name=name, queries=tuple(kept), skipped=tuple(skipped))
 
@@ -163,36 +192,54 @@ class Session:
 
 def merged(sessions: Sequence[Session], file: str | Path) -> Session:
     """Several people's judgements as one session, not yet saved: of a pair that several judged the mark that
-    most gave, and where that is no single one the lower of them.
+    most gave, and where that is no single one the lowest of them. `judge` and `word` are of all who judged a
+    pair, whatever their mark.
 
-    Raises ValueError for none, for sessions of different datasets, and for two that asked something else
-    under one id.
+    Raises ValueError for none, for what `check_same` refuses, and for a `file` that is one of theirs.
     """
-    if not sessions:
-        raise ValueError("0 sessions are given; give at least one")
-    first = sessions[0]
-    made = Session(Path(file), first.dataset, " + ".join(dict.fromkeys(own.judge for own in sessions)))
+    check_same(sessions)
+    first, place = sessions[0], Path(file).expanduser()
+    if any(place.resolve() == own.file.resolve() for own in sessions):
+        raise ValueError(f"{place} is one of the sessions' own, and saving would replace it; name another")
+    made = Session(place, first.dataset, _joined(" + ", (own.judge for own in sessions)))
     marks: dict[Key, list[Judgement]] = {}
     for session in sessions:
-        if session.dataset.name != first.dataset.name:
-            names = f"{first.dataset.name!r} and {session.dataset.name!r}"
-            raise ValueError(f"sessions are of {names}; merge those of one dataset")
-        for id, query in session.queries.items():
-            if id in made.queries and _record(made.queries[id]) != _record(query):
-                raise ValueError(f"query {brief(id)} is another in {session.file}; give it its own id")
-            made.queries[id] = query
+        made.queries |= session.queries
         for key, own in session.judgements.items():
             marks.setdefault(key, []).append(own)
     made.judgements = {key: _agreed(own) for key, own in marks.items()}
     return made
 
 
-def _agreed(marks: Iterable[Judgement]) -> Judgement:
-    marks = list(marks)
+def check_same(sessions: Sequence[Session]) -> None:
+    """Raises ValueError for no sessions, sessions of different datasets or of different products, one that
+    comes twice, and two that asked something else under one id.
+    """
+    if not sessions:
+        raise ValueError("0 sessions are given; give at least one")
+    first = sessions[0].dataset
+    asked: dict[str, Query] = {}
+    for place, session in enumerate(sessions):
+        if any(own is session for own in sessions[:place]):
+            raise ValueError(f"{session.file} comes twice, and would count as two people; give it once")
+        if session.dataset.name != first.name or session.dataset.by_id.keys() != first.by_id.keys():
+            names = f"{first.name!r} and {session.dataset.name!r}"
+            raise ValueError(f"sessions are of {names}, or of other products; take those of one dataset")
+        for id, query in session.queries.items():
+            if _record(asked.setdefault(id, query)) != _record(query):
+                raise ValueError(f"query {brief(id)} is another in {session.file}; give it its own id")
+
+
+def _agreed(marks: Sequence[Judgement]) -> Judgement:
     counts = {grade: sum(own.grade == grade for own in marks) for grade in GRADES}
     grade = max(GRADES, key=lambda own: (counts[own], -GRADES[own]))
-    words = "; ".join(dict.fromkeys(own.word for own in marks if own.word))
-    return Judgement(grade, words, " + ".join(dict.fromkeys(own.judge for own in marks)))
+    words, judges = ([own.word for own in marks], [own.judge for own in marks])
+    return Judgement(grade, _joined("; ", words), _joined(" + ", judges))
+
+
+def _joined(sign: str, texts: Iterable[str]) -> str:
+    """The texts that are there, each once."""
+    return sign.join(dict.fromkeys(filter(None, texts)))
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -2,9 +2,9 @@
 files.
 
 `data/{split}-*.parquet` hold the products (idx, image, title, class, country, language, attribute), and
-`queries-{split}.json` one query a line. Pictures stay in their files until they are looked at. What the files
-say is not trusted: paths lead nowhere outside the folder, addresses are not fetched unless that is allowed,
-and whatever cannot be right is an error that names file, line and field.
+`queries-{split}.json` one query a line, of a judged set with its grades. Pictures stay in their files until
+they are looked at. What the files say is not trusted: paths lead nowhere outside the folder, addresses are
+not fetched unless that is allowed, and whatever cannot be right is an error that names file, line and field.
 """
 
 import codecs
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from coral_lab.errors import ItemError, one_line
 from coral_lab.query import Condition, Dataset, Product, Query, Traits
-from coral_lab.sources.border import attributes_of, brief, text_of
+from coral_lab.sources.border import attributes_of, brief, grades_of, text_of
 from coral_lab.sources.files import check_own_file
 from coral_lab.sources.hub import download
 from coral_lab.sources.instructions import read_instruction
@@ -203,7 +203,8 @@ def _query(line: bytes, id: str, pool: Dataset) -> Query:
     if not positives:
         raise ItemError(id, "field 'pos_candidate' is empty; a query needs a right answer")
     hard = _ids(record.get("hard_negative", []), id, "hard_negative", pool)
-    return Query(id, class_name, said, rest, positives, hard)
+    relevance = _grades(record.get("relevance", {}), id, pool)
+    return Query(id, class_name, said, rest, positives, hard, relevance=relevance)
 
 
 def _record(line: bytes, id: str) -> dict:
@@ -249,6 +250,14 @@ def _ids(values: object, id: str, name: str, pool: Dataset) -> tuple[str, ...]:
     if len(set(ids)) < len(ids):
         raise ItemError(id, f"field {name!r} names a product twice: {brief(values)}")
     return ids
+
+
+def _grades(values: object, id: str, pool: Dataset) -> dict[str, int]:
+    """What `writing.py` adds to MERIT's fields: the grades of judged products."""
+    if isinstance(values, dict):  # parquet and pandas write the keys of other rows, as None
+        values = {own: grade for own, grade in values.items() if grade is not None}
+    found = grades_of(values, id)
+    return {_known(own, id, "relevance", pool).id: grade for own, grade in found.items()}
 
 
 def _known(own: str, id: str, name: str, pool: Dataset) -> Product:

@@ -22,7 +22,8 @@ def write_merit(dataset: Dataset, folder: str | Path, split: str, limit: int | N
     """Write a dataset in MERIT's file formats, so that what reads one reads the other.
 
     `data/{split}-00000-of-00001.parquet` holds the products, with JPEG pictures as `datasets` stores them and
-    the attributes as a JSON string; `queries-{split}.json` one query a line. With `limit`, only the first so
+    the attributes as a JSON string; `queries-{split}.json` one query a line, with a key "relevance" of our
+    own where it has grades, `{"id": grade}`, which other readers pass over. With `limit`, only the first so
     many queries, and the products that they name. Pictures are opened and written in batches. Raises
     ItemError for what these formats cannot hold: ids that are no whole numbers, a product without a picture,
     two conditions on one product.
@@ -48,6 +49,7 @@ def _mentioned(query: Query) -> Iterator[str]:
     yield from (product.id for product in query.references)
     yield from query.positives
     yield from query.hard_negatives
+    yield from query.relevance
 
 
 def _query_record(query: Query) -> dict:
@@ -56,12 +58,14 @@ def _query_record(query: Query) -> dict:
     wanted = {condition.product.id: {condition.attribute: condition.value} for condition in query.conditions}
     if len(wanted) < len(query.conditions):
         raise ItemError(name, "has two conditions on one product, and MERIT's files hold one; leave it out")
-    return {
+    record = {
         "query": wanted,
         "pos_candidate": [_number(id, name) for id in query.positives],
         "hard_negative": [_number(id, name) for id in query.hard_negatives],
         "query instruction": instruction(query),
     }
+    grades = {str(_number(id, name)): grade for id, grade in query.relevance.items()}
+    return record | ({"relevance": grades} if grades else {})
 
 
 def _number(id: str, item: str) -> int:

@@ -10,7 +10,7 @@ import pandas as pd
 from jaxtyping import Float, Float32, Int64
 
 from coral_lab.errors import ItemError
-from coral_lab.evaluation import METRICS, Asked, Result
+from coral_lab.evaluation import Asked, Result, metric_names
 from coral_lab.query import name_of
 from coral_lab.retrieval import Index
 from coral_lab.sources.border import brief
@@ -123,7 +123,7 @@ def truncations(asked: Asked, dims: Iterable[int], k: int = 100) -> pd.DataFrame
         for name, value in truncated(asked, dim, k).metrics.items():
             row |= {name: value.mean, f"{name} low": value.low, f"{name} high": value.high}
         rows.append(row)
-    bounds = [f"{name}{part}" for name in METRICS for part in ("", " low", " high")]
+    bounds = [f"{name}{part}" for name in metric_names(asked.queries) for part in ("", " low", " high")]
     return pd.DataFrame(rows, columns=["dim", "bytes an embedding", *bounds])
 
 

@@ -1,19 +1,20 @@
-"""From marks to numbers: pools to be judged blind, how far judges agree, and retrieval measured by graded
-judgements, with what nobody judged said aloud.
+"""From marks to numbers: pools to be judged blind, how far judges agree, and rankings measured by what was
+marked.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
+from coral_lab.errors import ItemError
 from coral_lab.evaluation import Result
-from coral_lab.metrics import DEPTH, Estimate, estimate
-from coral_lab.query import Product, Query
-from coral_lab.sources.judgements import GRADES, Session
+from coral_lab.metrics import DEPTH, Estimate, judged_share
+from coral_lab.query import Product, Query, name_of
+from coral_lab.sources.judgements import GRADES, Session, check_same
 
 HIGHEST = max(GRADES.values())
 
@@ -71,15 +72,11 @@ def progress(session: Session, results: Sequence[Result], depth: int = DEPTH) ->
 
 def _shares(session: Session, result: Result, depth: int) -> Float[np.ndarray, " query"]:
     """Of each query the share of its first hits that is judged; NaN for one of which nothing is."""
-    found = []
-    for place, query in enumerate(result.queries):
-        judged, hits = session.relevance(query), _hits(result, place, depth)
-        found.append(np.mean([id in judged for id in hits]) if judged and hits else np.nan)
-    return np.array(found, float)
-
-
-def _hits(result: Result, place: int, depth: int | None = None) -> list[str]:
-    return [result.products[row].id for row in result.ranked[place, :depth] if row >= 0]
+    queries = [replace(query, relevance=session.relevance(query)) for query in result.queries]
+    found = result.ranked >= 0
+    begun = found.any(1) & np.array([bool(query.relevance) for query in queries])
+    shares = judged_share(replace(result, queries=queries).grades, found, depth)
+    return np.where(begun, shares, np.nan)
 
 
 def agreement(first: Session, second: Session, resamples: int = 2000, seed: int = 0) -> Estimate:
@@ -87,8 +84,10 @@ def agreement(first: Session, second: Session, resamples: int = 2000, seed: int 
 
     1 is agreement in all, 0 as much as by chance. `n` is the number of pairs; queries are drawn anew with all
     their pairs, since marks of one query are not independent. A draw in which both judges gave one and the
-    same mark throughout tells nothing, and is left out. Raises ValueError where nothing was judged by both.
+    same mark throughout tells nothing, and is left out; one query alone has no interval (NaN), for it says
+    nothing of others. Raises ValueError where nothing was judged by both, and as `check_same` does.
     """
+    check_same((first, second))
     both = [key for key in first.judgements if key in second.judgements]
     if not both:
         raise ValueError("no pair was judged by both; let both judge some of the same hits")
@@ -98,7 +97,8 @@ def agreement(first: Session, second: Session, resamples: int = 2000, seed: int 
     tables = np.stack([_table(marks[queries == query]) for query in range(count)])
     weights = random.multinomial(count, np.full(count, 1 / count), resamples)
     draws = [kappa(np.tensordot(own, tables, 1)) for own in weights]
-    low, high = np.nanquantile(draws, [0.025, 0.975]) if not np.isnan(draws).all() else (np.nan, np.nan)
+    known = count > 1 and not np.isnan(draws).all()
+    low, high = np.nanquantile(draws, [0.025, 0.975]) if known else (np.nan, np.nan)
     return Estimate(kappa(tables.sum(0)), float(low), float(high), len(both))
 
 
@@ -117,48 +117,33 @@ def kappa(table: Int[np.ndarray, "grade grade"]) -> float:
     return float((np.trace(share) - chance) / (1 - chance)) if chance < 1 else float("nan")
 
 
-def graded(result: Result, session: Session, depth: int = DEPTH) -> pd.DataFrame:
-    """A ranking measured by graded judgements: a row a judged query.
+def graded(result: Result, session: Session, least: str = "right") -> Result:
+    """The same rankings over the queries that were judged, measured by `session.test_set(least)`: its
+    positives and its grades take the place of what the queries brought.
 
-    Columns: query, R@1 (a product marked right comes first), R@`depth`, nDCG@`depth` (gain 2^relevance - 1
-    over the ideal order of all that is judged; Burges et al. 2005), condensed (the same after hits that
-    nobody judged are taken out; Sakai 2007), judged@`depth` (share of the first hits that is judged). In the
-    first three an unjudged hit counts as wrong: beside a judged@10 below 1 they say what is known, and not
-    what would be found. Queries without any judgement are not measured. Raises ValueError where none has one.
+    For rankings that are there: of new queries `evaluate(model, test.queries, test.products)` gives the same.
+    Queries without an answer that is as good are in `skipped`. Raises ItemError for a query that was judged
+    with other conditions, ValueError where none is left.
     """
-    rows = []
+    test = session.test_set(least)
+    judged, pool = {query.id: query for query in test.queries}, {own.id for own in result.products}
+    places, skipped = [], list(test.skipped)
     for place, query in enumerate(result.queries):
-        judged = session.relevance(query)
-        if not judged:
-            continue
-        every = _hits(result, place)
-        ideal = sorted(judged.values(), reverse=True)
-        given = [judged.get(id, 0) for id in every]
-        known = [judged[id] for id in every if id in judged]
-        rows.append(
-            {
-                "query": query.id,
-                "R@1": float(HIGHEST in given[:1]),
-                f"R@{depth}": float(HIGHEST in given[:depth]),
-                f"nDCG@{depth}": _ndcg(given, ideal, depth),
-                "condensed": _ndcg(known, ideal, depth),
-                f"judged@{depth}": float(np.mean([id in judged for id in every[:depth]])) if every else 0.0,
-            }
-        )
-    if not rows:
-        raise ValueError(f"none of {len(result.queries)} queries has a judgement; judge some of their hits")
-    return pd.DataFrame(rows)
+        own = judged.get(query.id)
+        if own is not None and _asked(own) != _asked(query):
+            raise ItemError(name_of(query), "was judged with other conditions; rank it as it was judged")
+        if own is not None and pool.isdisjoint(own.positives):
+            skipped.append(ItemError(name_of(query), "none of its positives is in the pool; rank all of it"))
+        elif own is not None:
+            places.append(place)
+    if not places:
+        problem = f"none of {len(result.queries)} queries has an answer that is marked {least}"
+        raise ValueError(f"{problem}; judge some of their hits")
+    queries = tuple(judged[result.queries[place].id] for place in places)
+    rows, scores = result.ranked[places], result.scores[places]
+    left_out = (*result.skipped, *skipped)
+    return replace(result, queries=queries, ranked=rows, scores=scores, skipped=left_out)
 
 
-def _ndcg(given: Sequence[int], ideal: Sequence[int], depth: int) -> float:
-    best = _gain(ideal[:depth])
-    return _gain(given[:depth]) / best if best else 0.0
-
-
-def _gain(relevances: Sequence[int]) -> float:
-    return float(sum((2**own - 1) / np.log2(place + 2) for place, own in enumerate(relevances)))
-
-
-def summary(table: pd.DataFrame) -> dict[str, Estimate]:
-    """`graded`'s means over queries, each with its 95% interval."""
-    return {name: estimate(table[name].to_numpy(float)) for name in table if name != "query"}
+def _asked(query: Query) -> Query:
+    return replace(query, positives=(), hard_negatives=(), relevance={})

@@ -17,7 +17,9 @@ from coral_lab.evaluation import METRICS
 from coral_lab.query import Condition
 from coral_lab.replication import comparing_runs
 from coral_lab.replication.comparing_cost import RUNS, TIMED
+from coral_lab.replication.comparing_page import UNJUDGED
 from coral_lab.replication.comparing_runs import named
+from coral_lab.study.fusion import truncations
 
 QUIET = Settings(progress=False, store="")
 
@@ -232,6 +234,29 @@ def test_what_one_cannot_use_is_left_out_for_all(small):
     deaf = Guess("deaf", refuses=tuple(q.id for q in small.queries))
     with pytest.raises(ValueError, match="none of 40 queries can be used"):
         compare([models[0], deaf], small, settings=replace(QUIET, on_error="skip"))
+
+
+def test_a_judged_set_is_compared_by_its_grades_and_says_what_they_are_worth(small, found, tmp_path):
+    few = small.queries[:6]
+    judged = replace(
+        small,
+        queries=tuple(query.judged(dict.fromkeys(query.positives, 2)) for query in few),
+        products=small.smaller_pool(few, 40),
+    )
+    both = compare([Guess("a", 0.5), Guess("b", 2.0)], judged, settings=QUIET)
+    assert both.table()["judged@10"].between(0, 1, "neither").all()
+    assert len(both.tests("condensed nDCG@10")) == len(both.by("class", "nDCG@10").columns) // 6 == 1
+    assert "judged@10 low" in truncations(both.asked["a"], [4])
+    page = both.write(tmp_path / "out").read_text(encoding="utf-8")
+    for shown in (repr(both), both._repr_html_(), page):
+        assert UNJUDGED in shown
+    assert UNJUDGED not in repr(found)
+    with pytest.raises(
+        ValueError, match="metric is 'judged@10'; choose from R@1, R@5, R@10, MRR@10, nDCG@10"
+    ):
+        found.tests("judged@10")
+    with pytest.raises(ValueError, match="evaluate them apart"):  # before a model is loaded
+        compare(["mini", "nowhere"], replace(judged, queries=(*judged.queries, few[0])))
 
 
 def test_models_that_share_no_query_are_not_compared(small):

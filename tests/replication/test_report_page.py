@@ -10,13 +10,17 @@ from coral_lab.replication.report_page import report
 def test_a_report_says_what_was_measured(random_model, tmp_path):
     whole = dataset("mini")
     some = [query for query in whole.queries if int(query.positives[0]) < 2000200][:8]
+    some = [query.judged(dict.fromkeys(query.positives, 2)) for query in some]
     shop = replace(whole, products=whole.products[:200], queries=tuple(some))
     pool, file = index(random_model, shop.products), tmp_path / "report.html"
     result = report(pool, shop, file, sensitivity=2, galleries=2, command="coral-lab report <&>")
     page = file.read_text(encoding="utf-8")
     expected = evaluate(random_model, shop.queries, pool)
     assert str(result.metrics["R@10"]) == str(expected.metrics["R@10"])
-    assert str(expected.metrics["R@10"]) in page
+    for name in ("R@10", "nDCG@10", "condensed nDCG@10", "judged@10"):
+        assert str(expected.metrics[name]) in page
+    assert "An unjudged hit counts as wrong: judged@10 is 0." in expected.note
+    assert expected.note in page
     assert "coral-lab report &lt;&amp;&gt;" in page
     assert "200 products, 8 queries" in page
     for title in (
@@ -41,6 +45,7 @@ def test_a_report_lists_what_was_left_out_and_needs_nothing_of_it(random_model, 
     report(pool, shop, tmp_path / "report.html", sensitivity=2, galleries=2)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "2 left out" in page
+    assert "unjudged" not in page
     assert "product broken &lt;&amp;&gt;: picture cannot be read" in page
     assert "query unreadable: picture cannot be read" in page
 

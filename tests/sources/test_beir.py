@@ -16,7 +16,7 @@ from PIL import Image
 
 from coral_lab import Condition, Dataset, Product, Query, dataset
 from coral_lab.errors import ItemError
-from coral_lab.sources import read_beir, write_beir, write_qrels
+from coral_lab.sources import read_beir, read_qrels, write_beir, write_qrels
 from coral_lab.sources.border import composed
 from tests.conftest import noise
 
@@ -31,7 +31,7 @@ def facts(product: Product) -> tuple:
 def asked(query: Query) -> tuple:
     conditions = [(c.attribute, c.value, facts(c.product)) for c in query.conditions]
     own = (query.class_name, query.text, query.language)
-    return query.id, *own, conditions, query.positives, query.hard_negatives
+    return query.id, *own, conditions, query.positives, query.hard_negatives, dict(query.relevance)
 
 
 def assert_same(found: Dataset, wanted: Dataset) -> None:
@@ -83,7 +83,10 @@ def shops(draw) -> Dataset:
         cut = draw(st.integers(0, len(answers)))
         text, language = draw(texts), draw(st.sampled_from(["en", "th"]))
         own = answers[:cut], answers[cut:]
-        queries.append(Query(f"q {number}", "bag", tuple(conditions), text, *map(tuple, own), language))
+        query = Query(f"q {number}", "bag", tuple(conditions), text, *map(tuple, own), language)
+        others = [id for id in named if id not in answers]
+        grades = {id: draw(st.integers(0, 3)) for id in draw(st.permutations(answers + others))}
+        queries.append(replace(query, relevance=draw(st.sampled_from([{}, grades]))))
     return Dataset("made up", products, queries)
 
 
@@ -174,6 +177,64 @@ def test_a_folder_that_others_made(tmp_path):
     assert_same(dataset(tmp_path / "again"), found)
 
 
+FOREIGN = [{"_id": id, "text": f"what is {id}?"} for id in ("1", "2")]
+
+
+@pytest.mark.parametrize(
+    ("scores", "relevance"),
+    [
+        (("1 a 2", "1 b 1", "1 c 0", "1 d -1", "2 a 1"), [{"a": 2, "b": 1, "c": 0, "d": 0}, {"a": 1}]),
+        (("1 a 1", "1 b 1", "1 c 0", "1 d -1", "2 a 1"), [{}, {}]),
+        (("1 a 3.0", "1 b 100", "1 c 0", "1 d 0", "2 a 1"), [{"a": 3, "b": 100, "c": 0, "d": 0}, {"a": 1}]),
+    ],
+)
+def test_scores_of_others_are_grades_where_one_is_above_1(tmp_path, scores, relevance):
+    corpus = [{"_id": id, "text": id} for id in "abcd"]
+    qrels = "".join(own.replace(" ", "\t") + "\n" for own in scores)
+    found = dataset(written(tmp_path / "theirs", corpus, FOREIGN, qrels))
+    assert [dict(query.relevance) for query in found.queries] == relevance
+    assert [query.positives for query in found.queries] == [("a", "b"), ("a",)]
+    assert found.queries[0].hard_negatives == ("c", "d")
+    there_and_back(found)
+
+
+def test_a_judged_set_comes_back_and_other_tools_read_its_grades(tmp_path):
+    judged = Query("q 1", "bag").judged({"9007199254740993000": 2, "b c": 1, "d": 0, "e": 1}, least=2)
+    plain = Query("q 2", "bag", (), "", ("d",), ("e",))
+    products = [Product(id) for id in (*judged.relevance,)]
+    given = Dataset("d", products, [judged, plain])
+    there_and_back(given)
+    write_beir(given, tmp_path)
+    assert (tmp_path / "qrels" / "test.tsv").read_text().splitlines()[1:] == [
+        "q 1\t9007199254740993000\t2",
+        "q 1\td\t0",
+        "q 1\tb c\t1",
+        "q 1\te\t1",
+        "q 2\td\t1",
+        "q 2\te\t0",
+    ]
+    lines = (tmp_path / "queries.jsonl").read_text()
+    for changed in ('{"positives": ["x"]', '{"positives": "d"', '{"negatives": []', '"no", "x": {"y": []'):
+        broken = lines.replace('{"positives": ["9007199254740993000"]', changed, 1)
+        (tmp_path / "queries.jsonl").write_text(broken)
+        with pytest.raises(ItemError, match=r"queries.jsonl, line 1: field 'metadata, judged"):
+            read_beir(tmp_path)
+    (tmp_path / "queries.jsonl").write_text(lines)
+    stale = replace(judged, positives=("elsewhere",))
+    for write in (write_beir, write_qrels):
+        with pytest.raises(ItemError, match="query q 1, answer 'elsewhere': has no grade, and others"):
+            write(replace(given, queries=[stale]), tmp_path / write.__name__)
+
+
+def test_a_folder_without_grades_is_written_as_before(tmp_path):
+    query = Query("q", "bag", (), "", ("a",), ("b",))
+    write_beir(Dataset("d", [Product("a"), Product("b")], [query]), tmp_path)
+    metadata = {"split": "test", "class": "bag", "language": "en", "text": "", "conditions": []}
+    (line,) = (tmp_path / "queries.jsonl").read_text().splitlines()
+    assert json.loads(line)["metadata"] == metadata
+    assert (tmp_path / "qrels/test.tsv").read_text() == "query-id\tcorpus-id\tscore\nq\ta\t1\nq\tb\t0\n"
+
+
 def test_judgements_without_a_header_are_all_read(tmp_path):
     found = read_beir(
         written(tmp_path, [{"_id": "a", "text": "x"}], [{"_id": "q", "text": "y"}], "q\ta\t1\n")
@@ -230,6 +291,8 @@ BROKEN = {
     ),
     "two fields": ({"qrels": "q\ta\n"}, r"test.tsv, line 1: it reads \['q', 'a'\]; write query-id"),
     "no number": ({"qrels": "q\ta\tyes\n"}, r"test.tsv, line 1: it reads"),
+    "no whole number": ({"qrels": "q\ta\t0.5\n"}, r"line 1: it reads .*a whole number up to 100"),
+    "no grade": ({"qrels": "q\ta\t101\n"}, r"test.tsv, line 1: it reads"),
     "not finite": ({"qrels": "q\ta\tnan\n"}, r"test.tsv, line 1: it reads"),
     "judged twice": ({"qrels": JUDGED + JUDGED}, r"test.tsv, line 2: corpus-id 'a' is judged twice"),
     "no such query": ({"qrels": JUDGED + "z\ta\t1\n"}, r"test.tsv: query-id 'z' is not in queries.jsonl"),
@@ -364,6 +427,15 @@ def test_trec_s_judgements_go_with_its_runs(random_model, shop, tmp_path):
     for k in (1, 5, 10):
         mean = np.mean([own[f"success_{k}"] for own in found.values()])
         assert abs(mean - result.metrics[f"R@{k}"].mean) < 1e-9
+    # Its gain is the judgement itself: ours are 2^grade - 1.
+    grades = [dict(zip(q.positives, [2, 1, 3] * 99, strict=False)) for q in small.queries]
+    graded = [q.judged(own) for q, own in zip(small.queries, grades, strict=True)]
+    gains = {q.id: {id: 2**own - 1 for id, own in q.relevance.items()} for q in graded}
+    theirs = pytrec_eval.RelevanceEvaluator(gains, {"ndcg_cut.10"}).evaluate(ranked)
+    ours = replace(result, queries=graded).per_query.set_index("query")["nDCG@10"]
+    assert ours.max() > 0
+    for id, own in theirs.items():
+        assert abs(own["ndcg_cut_10"] - ours[id]) < 1e-9
 
 
 def test_ids_that_trec_cannot_hold_are_named(tmp_path):
@@ -375,3 +447,53 @@ def test_ids_that_trec_cannot_hold_are_named(tmp_path):
         with pytest.raises(ItemError, match=says):
             write_qrels(Dataset("d", [], queries), tmp_path / "qrels")
     assert not os.listdir(tmp_path)
+
+
+trec_ids = ids.filter(lambda id: not any(map(str.isspace, id)))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.dictionaries(trec_ids, st.integers(0, 3), max_size=5), max_size=3), st.integers(0, 3))
+def test_trec_s_judgements_are_read_as_they_were_written(judged, least):
+    asked = [Query(f"q{number}", "bag") for number in range(len(judged))]
+    queries = [query.judged(grades, least) for query, grades in zip(asked, judged, strict=True)]
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "qrels"
+        write_qrels(Dataset("d", [Product("p")], queries), file)
+        found = read_qrels(file, Dataset("d", [Product("p")], asked), least)
+    kept = [query for query in queries if query.positives]
+    assert [*map(tuple, map(sorted, (own.positives for own in found.queries)))] == [
+        tuple(sorted(query.positives)) for query in kept
+    ]
+    assert [query.relevance for query in found.queries] == [query.relevance for query in kept]
+    assert [{*own.hard_negatives} for own in found.queries] == [{*own.hard_negatives} for own in kept]
+    assert len(found.skipped) == len(queries) - len(kept)
+
+
+def test_trec_s_judgements_of_others(tmp_path):
+    shop = Dataset("d", [Product("a")], [Query("q", "bag", (), "", ("z",)), Query("r", "bag")])
+    file = tmp_path / "qrels.txt"
+    file.write_bytes(b"\xef\xbb\xbfq 0 9007199254740993000 2\r\nq\t0\ta   1\n\nq Q0 b -1\n")
+    found = read_qrels(file, shop, least=2)
+    (query,) = found.queries
+    assert query.relevance == {"9007199254740993000": 2, "a": 1, "b": 0}
+    assert (query.positives, query.hard_negatives) == (("9007199254740993000",), ("b",))
+    assert found.products is shop.products
+    assert [str(own) for own in found.skipped] == ["query r: none of its 0 judged products is graded 2"]
+    for content, says in (
+        ("q 0 a", r"line 1: it reads \['q', '0', 'a'\]; write query, 0, product and grade, with blanks"),
+        ("q 0 a 1\nq 0 a 2", r"line 2: corpus-id 'a' is judged twice for query 'q'"),
+        ("q 0 a 1 x", "line 1: it reads"),
+        ("q 0 a inf", "line 1: it reads"),
+        ("q 0 a 1e3", "line 1: it reads"),
+        ("x 0 a 1", r"qrels.txt: judges query 'x', which d has not"),
+        ("q 0 a 1\x00", "line 1: it reads"),
+    ):
+        file.write_text(content)
+        with pytest.raises(ItemError, match=says):
+            read_qrels(file, shop)
+    for least in (-1, 101, True):
+        with pytest.raises(ValueError, match=r"least is .*; give a grade from 0 to 100"):
+            read_qrels(file, shop, least)
+    with pytest.raises(FileNotFoundError, match="nowhere is missing"):
+        read_qrels(tmp_path / "nowhere", shop)

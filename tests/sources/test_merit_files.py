@@ -15,12 +15,12 @@ from pyarrow import parquet
 import coral_lab as cl
 from coral_lab.errors import ItemError
 from coral_lab.mini.merit_mini import catalogue
-from coral_lab.query import Condition, Product, Query
+from coral_lab.query import Condition, Dataset, Product, Query
 from coral_lab.sources import hub
 from coral_lab.sources.border import composed
 from coral_lab.sources.instructions import instruction, read_instruction
-from coral_lab.sources.merit_files import TRAITS
-from coral_lab.sources.writing import write_merit
+from coral_lab.sources.merit_files import TRAITS, read_queries
+from coral_lab.sources.writing import write_merit, write_queries
 from tests.conftest import noise
 
 
@@ -162,7 +162,45 @@ def test_a_title_of_the_instruction_s_own_is_what_is_asked(tmp_path):
     assert instruction(query) == asked
 
 
+GRADES = st.dictionaries(st.integers(-(2**63), 2**63 - 1).map(str), st.integers(0, 100), max_size=6)
+
+
+@given(GRADES, st.integers(0, 100))
+def test_grades_come_back_and_where_there_are_none_the_file_is_as_before(tmp_path_factory, grades, least):
+    file = tmp_path_factory.mktemp("judged") / "queries-test.json"
+    shown = Product("1", "t1")
+    pool = [shown, Product("2"), *(Product(id) for id in grades if id not in ("1", "2"))]
+    asked = Query("merit-test-000000", "chair", (Condition("color", shown, "red"),), ".")
+    judged = asked.judged({"2": 100} | grades | {"2": 100}, least)
+    write_queries(file, [judged, replace(asked, positives=("2",))])
+    assert file.read_bytes().splitlines()[1] == line()
+    first, second = read_queries(file, Dataset("d", pool, ()))
+    assert first == judged
+    assert first.relevance == judged.relevance
+    assert second.relevance == {}
+
+
+def test_grades_that_parquet_and_pandas_have_had_are_read(tmp_path):
+    asked = [line(relevance={"1": None, "2": 2.0}), line(relevance=None)]
+    write_rows(tmp_path, [row(1), row(2)], asked)
+    assert [dict(query.relevance) for query in cl.dataset(tmp_path).queries] == [{"2": 2}, {}]
+
+
+def test_with_a_limit_the_judged_products_are_written_too(tmp_path):
+    products = [Product(str(id), f"t{id}", noise(9, 9, id), "chair", "en") for id in range(1, 6)]
+    asked = Query("q", "chair", (Condition("color", products[0], "red"),), ".").judged({"2": 2, "3": 1}, 2)
+    write_merit(Dataset("d", products, [asked]), tmp_path, "test", limit=1)
+    found = cl.dataset(tmp_path)
+    assert [product.id for product in found.products] == ["1", "2", "3"]
+    assert (found.queries[0].positives, found.queries[0].relevance) == (("2",), asked.relevance)
+    with pytest.raises(ItemError, match="query q: id 'x' is no whole number of 64 bits"):
+        write_queries(tmp_path / "x.json", [replace(asked, relevance={"x": 1})])
+
+
 BAD_LINES = {
+    "grades": (line(relevance=[2]), "field 'relevance' is .*it must map ids of products to grades"),
+    "a grade": (line(relevance={"2": "2"}), "field 'relevance, 2' is '2', of type str; a grade is"),
+    "unknown judged": (line(relevance={"9": 2}), "'relevance' names product '9', which is not among the 2"),
     "no JSON": (b'{"query": ', "no JSON"),
     "not UTF-8": (b'{"query": "\xff"}', "no UTF-8"),
     "no object": (b"[1, 2]", "a query is a JSON object"),

@@ -14,13 +14,13 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.metrics import cohen_kappa_score, ndcg_score
+from sklearn.metrics import cohen_kappa_score
 
 from coral_lab import Condition, Dataset, Product, Query
 from coral_lab.errors import ItemError
 from coral_lab.evaluation import Result
-from coral_lab.sources.judgements import GRADES, Judgement, Session, merged
-from coral_lab.study.judging import agreement, graded, kappa, pools, progress, summary
+from coral_lab.sources.judgements import GRADES, Session, merged
+from coral_lab.study.judging import agreement, graded, kappa, pools, progress
 
 PRODUCTS = tuple(Product(f"p{i}", f"title {i}", class_name="bag") for i in range(8))
 QUERIES = tuple(
@@ -94,9 +94,12 @@ def test_judged_queries_become_a_test_set(session):
     made = session.test_set()
     (query,) = made.queries
     assert (query.positives, query.hard_negatives) == (("p7",), ("p5",))
+    assert query.relevance == {"p7": 2, "p6": 1, "p5": 0}
     assert query.conditions == QUERIES[0].conditions
     assert "query 'q1': none of its 1 judged products is marked right" in str(made.skipped[0])
-    assert session.test_set("partly").queries[0].positives == ("p7", "p6")
+    partly = session.test_set("partly").queries[0]
+    assert (partly.positives, partly.relevance) == (("p7", "p6"), query.relevance)
+    assert session.test_set("wrong").queries[0].hard_negatives == ()
     assert made.products is SHOP.products
     session.mark(QUERIES[0], "p7", None)
     assert session.test_set().queries == ()
@@ -140,6 +143,21 @@ def test_a_mark_that_cannot_be_right_is_refused_and_nothing_is_written(
         ({"judgements": [1]}, ValueError, "has judgements .* wanted a list"),
         ({"judgements": [{"query": "q0", "product": "p0", "grade": "5"}]}, ItemError, "has grade '5'; use"),
         ({"judgements": [{"query": 3, "product": "p0", "grade": "right"}]}, ItemError, "field 'query' is 3"),
+        (
+            {"judgements": [{"query": "q0", "product": "p9", "grade": "right"}]},
+            ItemError,
+            "judges product 'p9', which is not in shop; open the dataset that was judged",
+        ),
+        (
+            {"judgements": [{"query": "q0", "product": "p0", "grade": own} for own in ("right", "wrong")]},
+            ItemError,
+            "judges product 'p0' for query 'q0' twice; keep one",
+        ),
+        (
+            {"queries": [{"id": "q0", "class": "bag", "conditions": []}] * 2},
+            ItemError,
+            "has query 'q0' twice",
+        ),
     ],
 )
 def test_a_file_that_is_no_session_of_this_dataset_is_refused(session, changed, error, says):
@@ -179,14 +197,47 @@ def test_sessions_merge_by_what_most_said(tmp_path):
     assert made.judgements["q0", "p0"].judge == "ada + bo + cy"
     assert not made.file.exists()
     made.save()
-    assert Session.open(made.file, SHOP).judgements == made.judgements
-    with pytest.raises(ValueError, match="merge those of one dataset"):
+    again = Session.open(made.file, SHOP)
+    assert again.judgements == made.judgements
+    for own in (made, again):
+        test = own.test_set("partly")
+        assert [dict(query.relevance) for query in test.queries] == [{"p0": 2, "p1": 0, "p2": 0}, {"p2": 1}]
+        assert [query.positives for query in test.queries] == [("p0",), ("p2",)]
+    with pytest.raises(ValueError, match="take those of one dataset"):
         merged([a, Session.open(tmp_path / "o.json", replace(SHOP, name="other"))], tmp_path / "x.json")
     with pytest.raises(ValueError, match="0 sessions are given"):
         merged([], tmp_path / "x.json")
     other = Session(tmp_path / "y.json", SHOP, "dee", {"q0": replace(QUERIES[0], positives=(), text=" z")})
-    with pytest.raises(ValueError, match="query 'q0' is another in"):
-        merged([a, other], tmp_path / "x.json")
+    smaller = Session(tmp_path / "z.json", replace(SHOP, products=PRODUCTS[:7]), "eve")
+    for pair, says in (
+        ([a, other], "query 'q0' is another in"),
+        ([a, smaller], "or of other products; take those of one dataset"),
+        ([a, a], "ada.json comes twice, and would count as two people; give it once"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            merged(pair, tmp_path / "x.json")
+        with pytest.raises(ValueError, match=says):
+            agreement(*pair)
+    with pytest.raises(ValueError, match=r"ada\.json is one of the sessions' own, and saving would replace"):
+        merged([a, b], a.file)
+    assert not (tmp_path / "x.json").exists()
+
+
+def test_what_several_said_of_a_pair_is_kept_and_nobody_is_named_twice(tmp_path):
+    sessions = []
+    for number, (judge, grade, word) in enumerate(
+        [("ada", "right", "it is"), ("", "partly", "strap"), ("ada", "right", "it is"), ("bo", "wrong", "")]
+    ):
+        session = Session.open(tmp_path / f"{number}.json", SHOP, judge)
+        session.mark(QUERIES[0], "p1", grade, word)
+        sessions.append(session)
+    made = merged(sessions, tmp_path / "all.json")
+    assert made.judge == "ada + bo"
+    (own,) = made.judgements.values()
+    assert (own.grade, own.word, own.judge) == ("right", "it is; strap", "ada + bo")
+    tied = merged([sessions[0], sessions[1]], tmp_path / "all.json").judgements["q0", "p1"]
+    three = merged([sessions[0], sessions[1], sessions[3]], tmp_path / "all.json").judgements["q0", "p1"]
+    assert (tied.grade, three.grade) == ("partly", "wrong")
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=2, max_size=40))
@@ -213,8 +264,24 @@ def test_agreement_is_over_what_both_judged(tmp_path):
     assert found.low <= found.mean <= found.high
     with pytest.raises(ValueError, match="no pair was judged by both"):
         agreement(a, Session.open(tmp_path / "none.json", SHOP))
+    alone = agreement(a, by("fay", {(0, p): mine[0, p] for p in range(8)}, tmp_path))
+    assert (alone.mean, alone.n) == (1, 8)
+    assert np.isnan([alone.low, alone.high]).all(), "one query says nothing of others"
     throughout = by("dee", {(0, 0): "right", (1, 0): "right"}, tmp_path)
     assert np.isnan(agreement(throughout, by("eve", {(0, 0): "right", (1, 0): "right"}, tmp_path)).mean)
+
+
+def test_kappa_of_a_case_worked_out_by_hand(tmp_path):
+    """Six pairs: right twice by both, wrong twice by both, right against partly, partly against wrong. They
+    agree in 4 of 6; by chance in right 3/6 2/6, in partly 1/6 1/6, in wrong 2/6 3/6 of the time: 13/36.
+    """
+    pairs = {(0, 0): "rr", (0, 1): "rr", (1, 0): "ww", (1, 1): "ww", (2, 0): "rp", (2, 1): "pw"}
+    words = {"r": "right", "p": "partly", "w": "wrong"}
+    a = by("ada", {key: words[own[0]] for key, own in pairs.items()} | {(2, 5): "right"}, tmp_path)
+    b = by("bo", {key: words[own[1]] for key, own in pairs.items()} | {(2, 6): "right"}, tmp_path)
+    for found in (agreement(a, b), agreement(b, a)):
+        assert found.mean == pytest.approx((4 / 6 - 13 / 36) / (1 - 13 / 36))
+        assert found.n == 6
 
 
 def test_pools_hold_what_any_found_and_do_not_say_who(session):
@@ -239,35 +306,38 @@ def test_pools_hold_what_any_found_and_do_not_say_who(session):
         )
 
 
-def test_rankings_are_measured_by_hand(session):
+def test_rankings_that_are_there_are_measured_by_what_was_marked(session):
     for product, grade in ((0, "wrong"), (1, "partly"), (3, "right")):
         session.mark(QUERIES[0], f"p{product}", grade)
-    found = graded(result("a", [[0, 2, 1, 3], [4, 5, 6, 7]]), session, depth=3)
-    (row,) = found.to_dict("records")
-    ideal = 3 / log2(2) + 1 / log2(3)
-    assert (row["query"], row["R@1"], row["R@3"]) == ("q0", 0, 0)
-    assert row["nDCG@3"] == pytest.approx((1 / log2(4)) / ideal)
-    assert row["condensed"] == pytest.approx((1 / log2(3) + 3 / log2(4)) / ideal)
-    assert row["judged@3"] == pytest.approx(2 / 3)
-    assert summary(found)["judged@3"].n == 1
-    best = graded(result("b", [[3, 1, 0, -1]]), session).iloc[0]
-    assert (best["R@1"], best["nDCG@10"], best["condensed"]) == (1, 1, 1)
-    assert session.test_set().queries[0].positives == ("p3",)
-    with pytest.raises(ValueError, match="none of 1 queries has a judgement"):
+    session.mark(QUERIES[1], "p4", "partly")
+    found = graded(result("a", [[0, 2, 1, 3], [4, 5, 6, 7]]), session)
+    (query,) = found.queries
+    assert query == session.test_set().queries[0]
+    assert found.ranked.tolist() == [[0, 2, 1, 3]]
+    ideal = 3 + 1 / log2(3)
+    row = found.per_query.iloc[0]
+    assert (row["R@1"], row["R@5"], row["MRR@10"], row["judged@10"]) == (0, 1, 1 / 4, 3 / 4)
+    assert row["nDCG@10"] == pytest.approx((1 / 2 + 3 / log2(5)) / ideal)
+    assert row["condensed nDCG@10"] == pytest.approx((1 / log2(3) + 3 / 2) / ideal)
+    assert [str(own) for own in found.skipped] == [
+        "query 'q1': none of its 1 judged products is marked right; judge more of them"
+    ]
+    both = graded(result("a", [[0, 2, 1, 3], [4, 5, 6, 7]]), session, "partly")
+    assert both.per_query["R@1"].tolist() == [0, 1]
+    assert [query.positives for query in both.queries] == [("p1", "p3"), ("p4",)]
+
+
+def test_what_cannot_be_measured_by_marks_is_said(session):
+    session.mark(QUERIES[0], "p3", "right")
+    with pytest.raises(ValueError, match="none of 1 queries has an answer that is marked right; judge some"):
         graded(result("c", [[0]]), Session(session.file, SHOP))
-
-
-@given(st.lists(st.integers(0, 2), min_size=8, max_size=8), st.permutations(range(8)))
-def test_graded_ndcg_is_scikit_learns(tmp_path_factory, grades, order):
-    words = {value: name for name, value in GRADES.items()}
-    judged = {("q0", f"p{i}"): Judgement(words[grade]) for i, grade in enumerate(grades)}
-    session = Session(tmp_path_factory.mktemp("s") / "s.json", SHOP, "ada", {"q0": QUERIES[0]}, judged)
-    found = graded(result("a", [list(order)]), session, depth=5).iloc[0]
-    scores = np.empty(8)
-    scores[list(order)] = np.arange(8, 0, -1)
-    expected = ndcg_score([[2**own - 1 for own in grades]], [scores], k=5)
-    assert found["nDCG@5"] == pytest.approx(expected)
-    assert found["judged@5"] == 1
+    ranked = result("a", [[0, 3]])
+    with pytest.raises(ItemError, match="query q0: was judged with other conditions; rank it as it was"):
+        graded(replace(ranked, queries=[replace(QUERIES[0], text=" other")]), session)
+    with pytest.raises(ValueError, match="none of 1 queries"):
+        graded(replace(ranked, products=PRODUCTS[:3], ranked=np.array([[0, 1]])), session)
+    with pytest.raises(ValueError, match="least is 'good'"):
+        graded(ranked, session, "good")
 
 
 def test_progress_says_what_is_left(session):
