@@ -69,10 +69,15 @@ def _words(query: Query) -> tuple[str, list[str]]:
         problem = f"language is {brief(query.language)}; choose one of {', '.join(table)}"
         raise ItemError(f"query {query.id!r}", problem)
     words = table[query.language]
-    name = words["classes"].get(query.class_name, query.class_name)
+    name = words["classes"].get(query.class_name, _spoken(query.class_name))
     opening = words["find"].format(**{"class": name}) if name else words["anything"]
-    asked = [words["attributes"].get(c.attribute, c.attribute) for c in query.conditions]
+    asked = [words["attributes"].get(c.attribute, _spoken(c.attribute)) for c in query.conditions]
     return opening, [words["next" if i else "first"].format(attribute=key) for i, key in enumerate(asked)]
+
+
+def _spoken(name: str) -> str:
+    """A shop's own name as words: "Shoes > Boots" is "Boots", base_color "base color"."""
+    return name.rpartition(" > ")[2].replace("_", " ")
 
 
 def seq(query: Query) -> Iterator[Part]:

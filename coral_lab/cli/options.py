@@ -39,7 +39,18 @@ def data_of(options):
 
     shop = dataset(options.data, options.split, offline=options.offline, on_error=options.on_error)
     say_skipped(shop.skipped)
-    return shop
+    return with_queries(shop, getattr(options, "sample", None))
+
+
+def with_queries(shop, sample: int | None):
+    """The dataset; where it has no queries, with so many that are sampled. How is said."""
+    if shop.queries or not sample:
+        return shop
+    from coral_lab.sources.sampling import sample_queries
+
+    found = sample_queries(shop, sample)
+    print(printable(str(found)), file=sys.stderr)
+    return found.dataset
 
 
 def say_skipped(errors) -> None:

@@ -47,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = commands.add_parser("evaluate", help="R@1, R@5, R@10, MRR@10 and nDCG@10 on a test split")
     evaluate.set_defaults(command=measuring.evaluate)
     _add_model_and_data(evaluate)
+    _add_sample(evaluate)
     evaluate.add_argument(
         "--format", default="seq", help="how queries are worded: seq, cat, caption, merit, merit cat"
     )
@@ -66,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     compare.set_defaults(command=measuring.compare, into_folder=True)
     compare.add_argument("models", nargs="+", metavar="MODEL", help="two or more; see evaluate's --model")
     _add_data(compare)
+    _add_sample(compare)
     _add_how(compare)
     compare.add_argument("--format", default="seq", help="how queries are worded; see evaluate")
     compare.add_argument("--baseline", metavar="MODEL", help="test the others against it as well")
@@ -92,11 +94,13 @@ def _parser() -> argparse.ArgumentParser:
     asked.add_argument("--models", nargs="+", metavar="MODEL", help="the three shipped by default")
     asked.add_argument("--data", help="mini by default; see evaluate")
     asked.add_argument("--limit", type=positive, help="only the first so many queries")
+    asked.add_argument("--sample", type=positive, help="for data without queries; see evaluate")
     experiment.add_argument("--out", type=Path, help="where results are kept; build/results by default")
 
     report = commands.add_parser("report", help="one offline HTML page about a checkpoint")
     report.set_defaults(command=measuring.report)
     _add_model_and_data(report)
+    _add_sample(report)
     report.add_argument("--out", default="build/report.html", type=Path)
 
     reproduce = commands.add_parser(
@@ -165,7 +169,9 @@ def _add_model_and_data(parser: argparse.ArgumentParser, reproducing: bool = Fal
 def _add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--offline", action="store_true", help="use only what was downloaded before")
     parser.add_argument("--device", help="cuda, mps or cpu; the best one there is by default")
-    parser.add_argument("--data", default="mini", help="mini, a folder of MERIT's files or a hub id")
+    parser.add_argument(
+        "--data", default="mini", help="mini, a folder of MERIT's files or a hub id, a table's file"
+    )
     parser.add_argument("--limit", type=positive, help="only the first so many queries (products for encode)")
     parser.add_argument("--batch-size", type=positive, default=32)
     parser.add_argument(
@@ -173,6 +179,15 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
         choices=("raise", "skip"),
         default="raise",
         help="skip and list what cannot be used, or stop",
+    )
+
+
+def _add_sample(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--sample",
+        type=positive,
+        default=500,
+        help="for data without queries: so many from its attributes, 500 by default",
     )
 
 

@@ -1,15 +1,19 @@
 """One call for any data: a name, a hub id, a folder, or a table in memory or in a file."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from coral_lab.errors import ItemError
 from coral_lab.query import Dataset
 from coral_lab.sources.beir import is_beir, read_beir
 from coral_lab.sources.border import brief
 from coral_lab.sources.columns import Columns
 from coral_lab.sources.merit_files import merit
 from coral_lab.sources.picture_folder import is_picture_folder, read_pictures
+
+log = logging.getLogger(__name__)
 
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".xlsx", ".xlsm")
 """How files of tables end."""
@@ -24,6 +28,7 @@ def dataset(
     on_error: str = "raise",
     remote_images: bool = False,
     columns: Columns | Mapping[str, Any] | None = None,
+    sample: int = 0,
 ) -> Dataset:
     """The candidate pool and the queries of a split: "mini" (MERIT-mini, drawn here), a hub id such as
     "WeiChow/merit", or a folder with MERIT's files or BEIR's (`beir.py`).
@@ -32,12 +37,47 @@ def dataset(
     format (`tables.py`; `sources.columns_of` shows which column is taken for what, `columns` sets it by
     hand), a folder of pictures (`picture_folder.py`). These have no splits.
 
+    Of a source without queries as many are sampled from its products' attributes as `sample` says
+    (`sources.sample_queries`), and none, with a warning, where attributes give none; those that have some
+    keep them.
+
     MERIT-mini has the splits test, train and val, MERIT test and train, a BEIR folder those that it judges.
     What else is known of a dataset (which attributes are visual, what training holds back, parallel titles)
-    is in its `traits`. The other arguments and errors are those of `merit_files.merit`, seven parameters
+    is in its `traits`. The other arguments and errors are those of `merit_files.merit`, nine parameters
     since sources differ in what they need; MERIT-mini has no bad lines. Raises ValueError for a revision of
     it, or of what is not on the hub, and for a source of another type.
     """
+    if isinstance(sample, bool) or sample < 0:
+        raise ValueError(f"sample is {sample}; give a number of queries, 0 for none")
+    found = _opened(source, split, columns, revision, offline, on_error, remote_images)
+    return _with_queries(found, sample) if sample and not found.queries else found
+
+
+def _with_queries(shop: Dataset, count: int) -> Dataset:
+    from coral_lab.sources.sampling import sample_queries
+
+    try:
+        found = sample_queries(shop, count)
+    except ItemError:
+        raise
+    except ValueError as error:
+        log.warning("%s", error)
+        return shop
+    if len(found.dataset.queries) < count:
+        log.warning("%s: %s", shop.name, str(found).splitlines()[0])
+    return found.dataset
+
+
+def _opened(
+    source: Any,
+    split: str,
+    columns: Columns | Mapping[str, Any] | None,
+    revision: str | None,
+    offline: bool,
+    on_error: str,
+    remote_images: bool,
+) -> Dataset:
+    """What `dataset` opens, with the queries that it has; the parameters are those of `dataset`."""
     named = isinstance(source, str | Path)
     if not named or _is_table_file(source):
         _no_revision(revision, "a table is as it is")
@@ -59,6 +99,13 @@ def dataset(
     return merit(
         source, split, revision=revision, offline=offline, on_error=on_error, remote_images=remote_images
     )
+
+
+def has_splits(source: Any) -> bool:
+    """Whether a source has splits, as tables and folders of pictures do not."""
+    if not isinstance(source, str | Path):
+        return isinstance(source, Mapping)
+    return not _is_table_file(source) and not is_picture_folder(source)
 
 
 def _is_table_file(source: str | Path) -> bool:
