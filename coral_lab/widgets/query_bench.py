@@ -7,7 +7,6 @@ server.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from html import escape
 from time import perf_counter
 
 import ipywidgets as widgets
@@ -15,8 +14,11 @@ import pandas as pd
 
 from coral_lab.prompts import FORMATS, LANGUAGES, Format, format_name, format_of
 from coral_lab.query import Condition, Product, Query, right_answers
-from coral_lab.results import FRAME, PLAIN, Hits, grey, product_img
+from coral_lab.results import Hits, flow
 from coral_lab.retrieval import Index
+from coral_lab.sources.judgements import Session
+from coral_lab.widgets.condition_row import ConditionRow, condition_of
+from coral_lab.widgets.judged_hits import JudgedHits, marked_html
 from coral_lab.widgets.parts import LABELLED, Frozen, Message, button, wrapped
 from coral_lab.widgets.picker import Picker
 
@@ -33,14 +35,13 @@ def as_python(query: Query) -> str:
     return f"cl.Query({query.id!r}, {query.class_name!r}, ({conditions.rstrip()}), {query.text!r}{language})"
 
 
-def condition_of(attribute: str, product: Product) -> Condition:
-    """The condition that asks for what the product is known to have; value "" where it is not known."""
-    return Condition(attribute, product, " ".join(product.attributes.get(attribute, ())))
-
-
 def _wanted(query: Query) -> tuple:
     """What decides which answers are right: neither the order of the conditions nor the language."""
     return query.class_name, query.text, {(c.attribute, c.product.id, c.value) for c in query.conditions}
+
+
+def _said(query: Query) -> str:
+    return f"{query.id}: " + " ".join([query.class_name, *(c.attribute for c in query.conditions)])
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,9 @@ class QueryBench(widgets.VBox):
 
     `indexes` is one index or several by name, over the same products; `query` is where to start, by default
     an empty one, in the first index's format. `query` and `hits` are what is shown, `steps` and `history` all
-    that ever was. An edit that fails changes nothing: called from Python it raises, clicked it says why below
-    the conditions.
+    that ever was. With a `session` hits can be marked, by mouse and by keys; the bench then begins with the
+    query that was judged last, and what is asked anew gets an id of its own. An edit that fails changes
+    nothing: called from Python it raises, clicked it says why below the conditions.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class QueryBench(widgets.VBox):
         indexes: Index | Mapping[str, Index],
         query: Query | None = None,
         *,
+        session: Session | None = None,
         formats: Mapping[str, Format] = FORMATS,
         k: int = 10,
     ):
@@ -85,9 +88,11 @@ class QueryBench(widgets.VBox):
         self.pinned: Mapping[str, int] | None = None
         self._quiet = False
         self._swapping: int | None = None
+        self.session = session
         self._build()
-        self.set(query or Query("mine", self.classes[0], text="."))
-        super().__init__([*self.controls, self.rows, self.picker, self.message, self.code, self.gallery])
+        shown = [self.gallery] if self.judged is None else [self.judged]
+        self.set(query or self._left() or Query("mine", self.classes[0], text="."))
+        super().__init__([*self.controls, self.rows, self.picker, self.message, self.code, *shown])
 
     def __repr__(self) -> str:
         return f"QueryBench({len(self.query.conditions)} conditions, step {self.at} of {len(self.steps)})"
@@ -133,7 +138,11 @@ class QueryBench(widgets.VBox):
 
     def static(self) -> Frozen:
         """The query and its gallery, with the rank shifts if a ranking is pinned."""
-        return Frozen(gallery=self.query._repr_html_() + self.gallery.value)
+        cards = self.hits.cards(self.pinned)
+        if self.session is not None:
+            marks = [marked_html(self.session, self.query, hit.product.id) for hit in self.hits]
+            cards = [f"<div>{card}{mark}</div>" for card, mark in zip(cards, marks, strict=True)]
+        return Frozen(gallery=self.query._repr_html_() + flow(cards))
 
     # What a click does
 
@@ -146,7 +155,7 @@ class QueryBench(widgets.VBox):
         edited = self.query.edited(**changes)
         if _wanted(edited) != _wanted(self.query):
             answers = right_answers(edited, self.products)
-            edited = replace(edited, positives=answers, hard_negatives=())
+            edited = replace(edited, positives=answers, hard_negatives=(), relevance={})
         self.set(edited)
 
     def ask_again(self, *, format: str | None = None, model: str | None = None) -> None:
@@ -186,7 +195,7 @@ class QueryBench(widgets.VBox):
         if self.step.parent is None:
             return self.message.say("this is the first query: nothing to undo")
         self.at = self.step.parent
-        self._show(self.hits.gallery(self.pinned))
+        self._show(self.hits.cards(self.pinned))
 
     def pin(self) -> None:
         """Keep this ranking: from now on every hit says how far it has moved against it."""
@@ -198,19 +207,29 @@ class QueryBench(widgets.VBox):
     def _compare(self, ranks: Mapping[str, int] | None) -> None:
         self.pinned = ranks
         self.pin_button.description = "Unpin" if ranks else "Pin"
-        self._show(self.hits.gallery(ranks))
+        self._show(self.hits.cards(ranks))
 
     def _exchange(self, i: int, condition: Condition) -> None:
         self.edit(conditions=(*self.query.conditions[:i], condition, *self.query.conditions[i + 1 :]))
 
     def _search(self, query: Query, format: str, model: str) -> None:
+        if self.session is not None:
+            query = self.session.under_its_id(query)
         started = perf_counter()
         found = self.indexes[model].search(query, max(self.k, REMEMBERED), format=self.formats[format])
-        gallery = replace(found, hits=found.hits[: self.k]).gallery(self.pinned)
+        cards = replace(found, hits=found.hits[: self.k]).cards(self.pinned)
         parent = self.at if self.steps else None
         self.steps.append(Shown(query, format, model, found, parent, perf_counter() - started))
         self.at = len(self.steps) - 1  # only now: what fails above leaves all as it was
-        self._show(gallery)
+        self._show(cards)
+
+    def _left(self) -> Query | None:
+        """The query that the session judged last."""
+        known = list(self.session.queries.values()) if self.session else []
+        return self._answered(known[-1]) if known else None
+
+    def _answered(self, query: Query) -> Query:
+        return replace(query, positives=right_answers(query, self.products))
 
     # What the reader sees
 
@@ -247,6 +266,10 @@ class QueryBench(widgets.VBox):
             wrapped(*buttons),
         )
         self.rows, self.message, self.gallery = widgets.VBox(), Message(), widgets.HTML()
+        self.judged = None if self.session is None else JudgedHits(self.session, self.message, self._sync)
+        self.asked_before = dropdown([("", None)], "Judged", "220px")
+        if self.session is not None:
+            self.controls = (*self.controls, wrapped(self.asked_before))
         self.picker = Picker(
             self.products, lambda product: self._attempt(lambda: self._use(product)), self.message
         )
@@ -256,6 +279,7 @@ class QueryBench(widgets.VBox):
         self._when(self.language, lambda value: self.edit(language=value))
         self._when(self.format, lambda value: self.ask_again(format=value))
         self._when(self.model, lambda value: self.ask_again(model=value))
+        self._when(self.asked_before, self._ask_before)
 
     def _when(self, control: widgets.Widget, action: Callable[[str], None]) -> None:
         """Run an action when the reader changes a control, not when the bench itself does."""
@@ -274,9 +298,16 @@ class QueryBench(widgets.VBox):
     def _button(self, label: str, help: str, action: Callable[[], None], width: str = "auto"):
         return button(label, help, lambda: self._attempt(action), width)
 
-    def _show(self, gallery: str) -> None:
+    def _ask_before(self, id: str | None) -> None:
+        if id is not None and self.session is not None:
+            self.set(self._answered(self.session.queries[id]))
+
+    def _show(self, cards: Sequence[str]) -> None:
         self._sync()
-        self.gallery.value = gallery
+        if self.judged is None:
+            self.gallery.value = flow(cards)
+        else:
+            self.judged.show(self.query, [hit.product for hit in self.hits], cards)
         query, step = self.query, self.step
         known = (
             f"{len(query.positives)} right answers in the pool"
@@ -299,9 +330,13 @@ class QueryBench(widgets.VBox):
             if query.class_name in self.classes:
                 self.class_name.value = query.class_name
             self.text.value, self.language.value = query.text, query.language
+            if self.session is not None:
+                known = self.session.queries
+                self.asked_before.options = [("", None), *((_said(own), id) for id, own in known.items())]
+                self.asked_before.value = query.id if query.id in known else None
             self.format.value, self.model.value = step.format, step.model
             rows = self.rows.children[: len(query.conditions)]
-            rows += tuple(_Row(self, i) for i in range(len(rows), len(query.conditions)))
+            rows += tuple(ConditionRow(self, i) for i in range(len(rows), len(query.conditions)))
             self.rows.children = rows
             for row, condition in zip(rows, query.conditions, strict=True):
                 row.show(condition)
@@ -326,38 +361,3 @@ class QueryBench(widgets.VBox):
             self.add(product)
         else:
             self.swap(self._swapping, product)
-
-
-class _Row(widgets.HBox):
-    """One condition: what it asks for, its reference, and what can be done with it."""
-
-    def __init__(self, bench: QueryBench, i: int):
-        self.bench, self.i = bench, i
-        self.attribute = widgets.Dropdown(
-            description=f"{i + 1}. the same", style=LABELLED, layout={"width": "230px"}
-        )
-        self.picture, self.title = widgets.HTML(), widgets.HTML(layout={"width": "300px"})
-        name = f"condition {i + 1}"
-        self.up = bench._button("↑ up", f"Ask {name} earlier", lambda: bench.move(i, -1), "72px")
-        self.down = bench._button("↓ down", f"Ask {name} later", lambda: bench.move(i, 1), "72px")
-        swap = bench._button("swap", f"Point at another product in {name}", lambda: bench._ask(i), "72px")
-        remove = bench._button("remove", f"Leave {name} out", lambda: bench.remove(i), "80px")
-        bench._when(self.attribute, self._ask_for)
-        layout = {"align_items": "center", "grid_gap": "6px", "flex_flow": "row wrap"}
-        super().__init__(
-            [self.attribute, self.picture, self.title, self.up, self.down, swap, remove], layout=layout
-        )
-
-    def show(self, condition: Condition) -> None:
-        product = condition.product
-        self.attribute.options = list(dict.fromkeys([condition.attribute, *product.attributes]))
-        self.attribute.value = condition.attribute
-        self.picture.value = product_img(product, 56, inline=True)
-        said = f"{escape(product.title)}<br>{grey(condition.value)}"
-        self.title.value = f'<div class="{PLAIN}" style="{FRAME};line-height:1.3">{said}</div>'
-        self.up.disabled = self.i == 0
-        self.down.disabled = self.i == len(self.bench.query.conditions) - 1
-
-    def _ask_for(self, attribute: str) -> None:
-        product = self.bench.query.conditions[self.i].product
-        self.bench._exchange(self.i, condition_of(attribute, product))

@@ -4,95 +4,30 @@ an error.
 Screenshots stay under build/screenshots.
 """
 
-import os
 import re
-import shutil
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from pathlib import Path
 
 import jupytext
 import nbformat
 import pytest
 
+from tests.e2e.serving import ARGUMENTS, CHROMIUM, NEEDS_CHROMIUM, READY, serving
 from tests.e2e.test_notebooks import with_parameters
 
-CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
-pytestmark = pytest.mark.skipif(
-    not Path(CHROMIUM).exists(), reason="needs Debian's chromium: apt-get install chromium fonts-noto-core"
-)
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--enable-unsafe-swiftshader",
-]
+pytestmark = NEEDS_CHROMIUM
 SHOTS = Path("build/screenshots")
-READY = """() => { const session = window.jupyterapp.shell.currentWidget?.sessionContext;
-                   return session?.isReady && session.session?.kernel?.status === 'idle'; }"""
 SMALL = {"MODELS": ["mini", "mini-base"], "POOL": 300, "MAPPED": 150}
-TOKEN = "a-token-for-the-test"
 NAME = "05_retrieval_neighbourhoods"
 
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
-    """JupyterLab on a free port, behind a token, with the workbench's own settings and a copy of the
-    notebook.
-    """
+    """JupyterLab with a copy of the notebook."""
     folder = tmp_path_factory.mktemp("lab")
-    settings = folder / "settings"
-    settings.mkdir()
-    shutil.copy("notebooks/overrides.json", settings)
     notebook = with_parameters(jupytext.read(f"notebooks/{NAME}.py"), SMALL)
     nbformat.write(notebook, folder / f"{NAME}.ipynb")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [
-        sys.executable,
-        "-m",
-        "jupyter",
-        "lab",
-        "--no-browser",
-        "--allow-root",
-        "--ip=127.0.0.1",
-        f"--port={port}",
-        "--ServerApp.port_retries=0",
-        f"--IdentityProvider.token={TOKEN}",
-        f"--ServerApp.root_dir={folder}",
-        f"--LabApp.app_settings_dir={settings}",
-        f"--LabApp.user_settings_dir={folder / 'user'}",
-        f"--LabApp.workspaces_dir={folder / 'workspaces'}",
-        "--LabApp.expose_app_in_browser=True",
-    ]
-    with (folder / "server.log").open("w") as log:
-        environment = os.environ | {"TQDM_DISABLE": "1"}
-        process = subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
-        )
-    try:
-        url = f"http://127.0.0.1:{port}"
-        for _ in range(120):
-            try:
-                urllib.request.urlopen(f"{url}/api/status?token={TOKEN}", timeout=5)
-                break
-            except OSError:
-                time.sleep(1)
-        else:
-            pytest.fail((folder / "server.log").read_text()[-2000:])
-        yield f"{url}/lab/tree/{NAME}.ipynb?token={TOKEN}"
-    finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(30)
+    with serving(folder) as (url, token):
+        yield f"{url}/lab/tree/{NAME}.ipynb?token={token}"
 
 
 @pytest.fixture(scope="module")
