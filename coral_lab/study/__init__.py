@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from coral_lab import public
 
 if TYPE_CHECKING:
+    from coral_lab.study.cluster_names import clusters as clusters
     from coral_lab.study.comparison import compare_edits as compare_edits
     from coral_lab.study.comparison import conditions_met as conditions_met
     from coral_lab.study.comparison import first_hits as first_hits
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from coral_lab.study.judging import agreement as agreement
     from coral_lab.study.judging import graded as graded
     from coral_lab.study.judging import pools as pools
+    from coral_lab.study.judging import progress as progress
     from coral_lab.study.probing import probe as probe
     from coral_lab.study.probing import probe_checkpoint as probe_checkpoint
     from coral_lab.study.sweeps import attribution as attribution

@@ -8,13 +8,14 @@ import atexit
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Int64
+import pandas as pd
+from jaxtyping import Bool, Float, Float32, Int64, UInt64
 from scipy.stats import skew
 
 from coral_lab.errors import require
@@ -252,6 +253,62 @@ def shared_by_chance(labels: Sequence[str]) -> float:
     """
     _, counts = np.unique(np.asarray(labels), return_counts=True)
     return float((counts * (counts - 1)).sum() / (len(labels) * (len(labels) - 1)))
+
+
+def label_agreement(
+    near: Int64[np.ndarray, "row k"],
+    labels: Mapping[str, Sequence[str | tuple[str, ...]]],
+    *,
+    apart: Sequence[str] | None = None,
+    permutations: int = 200,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """How often neighbours have a label in common, and how often they would if labels were dealt out anew.
+
+    `labels` are one or several values for each row, by name; rows of several agree if they share one. With
+    `apart`, a listing for each row, say, neighbours of the same one do not count. Columns: label, agreement,
+    by chance, low, high (mean and 95% interval over permutations), p (one-sided: that chance agrees as much).
+    Rows without a value are left out of both. Raises ValueError for lengths that differ.
+    """
+    rng, rows = np.random.default_rng(seed), []
+    for name, own in labels.items():
+        if len(own) != len(near) or (apart is not None and len(apart) != len(near)):
+            raise ValueError(f"{len(near)} rows and {len(own)} labels of {name!r}; give one each")
+        bits = _bits([(value,) if isinstance(value, str) else value for value in own])
+        counted = bits.any(1)[:, None] & bits.any(1)[near]
+        if apart is not None:
+            groups = np.asarray(apart, object)
+            counted &= groups[near] != groups[:, None]
+        agree = _agreement(bits, near, counted)
+        there = np.flatnonzero(bits.any(1))
+        drawn = []
+        for _ in range(permutations):
+            dealt = bits.copy()
+            dealt[there] = bits[rng.permutation(there)]
+            drawn.append(_agreement(dealt, near, counted))
+        low, high = np.quantile(drawn, [0.025, 0.975])
+        p = (1 + sum(value >= agree for value in drawn)) / (1 + permutations)
+        row = {"label": name, "agreement": agree, "by chance": float(np.mean(drawn))}
+        rows.append(row | {"low": low, "high": high, "p": p})
+    return pd.DataFrame(rows)
+
+
+def _bits(values: Sequence[tuple[str, ...]]) -> UInt64[np.ndarray, "row word"]:
+    """Each row's values as bits: two rows share one where the bits of both meet."""
+    places = {value: n for n, value in enumerate(sorted({v for own in values for v in own if v}))}
+    bits = np.zeros((len(values), max(1, -(-len(places) // 64))), np.uint64)
+    for row, own in enumerate(values):
+        for place in (places[value] for value in own if value):
+            bits[row, place // 64] |= np.uint64(1) << np.uint64(place % 64)
+    return bits
+
+
+def _agreement(bits: np.ndarray, near: np.ndarray, counted: np.ndarray) -> float:
+    """Share of the neighbours that count which have a value in common with their row; NaN if none counts."""
+    shared = np.zeros(near.shape, bool)
+    for word in bits.T:
+        shared |= (word[near] & word[:, None]) != 0
+    return float(shared[counted].mean()) if counted.any() else float("nan")
 
 
 def over_halves(

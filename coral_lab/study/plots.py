@@ -263,6 +263,32 @@ def beside_published(table: pd.DataFrame, title: str = "") -> go.Figure:
     return figure
 
 
+def agreements(table: pd.DataFrame, title: str = "") -> go.Figure:
+    """`geometry.label_agreement`'s table: how often neighbours share a label, beside what chance gives."""
+    names = [plain(name) for name in table["label"]]
+    spread = {"array": table["high"] - table["by chance"], "arrayminus": table["by chance"] - table["low"]}
+    chance = go.Scatter(
+        x=table["by chance"],
+        y=names,
+        mode="markers",
+        name="by chance, 95%",
+        error_x={"type": "data", "symmetric": False, **spread},
+        marker={"color": "#8c8c8c", "symbol": "line-ns-open", "size": 12},
+    )
+    found = go.Scatter(
+        x=table["agreement"],
+        y=names,
+        mode="markers",
+        name="neighbours",
+        marker={"color": PALETTE[0], "size": 10},
+    )
+    figure = go.Figure([chance, found])
+    figure.update_layout(template=TEMPLATE, title=plain(title), height=140 + 32 * len(table))
+    figure.update_xaxes(title="share of neighbours with the same label", range=[0, 1.02])
+    figure.update_yaxes(autorange="reversed", automargin=True, type="category")
+    return figure
+
+
 def _errors(estimates: Iterable[Estimate]) -> dict:
     return {
         "type": "data",

@@ -7,14 +7,16 @@ from typing import TypeAlias
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from plotly.colors import sample_colorscale
 
 from coral_lab.query import Product
+from coral_lab.study.cluster_names import Clusters
 from coral_lab.study.plots import PALETTE, SYMBOLS, plain
 
 LOOKS = len(PALETTE) * len(SYMBOLS)  # labels that can be told apart
 OTHER = "#b3b3b3"
+NAMED = 12  # clusters whose names are written
 
 Labels: TypeAlias = Sequence[str] | pd.Categorical | Callable[[], Sequence[str] | pd.Categorical]
 """A label for each product; of an ordered Categorical the order shows in the colours. A function is called
@@ -33,9 +35,10 @@ def packed(values: UInt8[np.ndarray, " point"]) -> dict[str, str]:
     return {"dtype": "u1", "bdata": b64encode(values.tobytes()).decode()}
 
 
-def layout(title: str) -> dict:
+def layout(title: str, annotations: Sequence[dict] = ()) -> dict:
     axis = {"visible": False}
     return {
+        "annotations": list(annotations),
         "template": "simple_white",
         "width": 700,
         "height": 520,
@@ -76,6 +79,51 @@ def looks(names: Sequence[str], ordered: bool) -> list[tuple[str, str, str]]:
     if len(names) == LOOKS and names[-1].startswith("other ("):
         found[-1] = (names[-1], OTHER, SYMBOLS[0])
     return found
+
+
+def annotations(places: Float[np.ndarray, "row 2"], clusters: Clusters) -> list[dict]:
+    """The names of the largest clusters, each at the median place of its products, where no other's is."""
+    low, high = np.percentile(places, [2, 98], axis=0)
+    made: list[dict] = []
+    for code, name in enumerate(clusters.names):
+        own = places[clusters.codes == code]
+        if not len(own) or len(made) == NAMED:
+            continue
+        x, y = np.median(own, 0)
+        gaps = [np.abs(np.array([x - other["x"], y - other["y"]]) / (high - low)) for other in made]
+        if all(gap[0] > 0.2 or gap[1] > 0.06 for gap in gaps):
+            look = {"showarrow": False, "bgcolor": "rgba(255,255,255,0.75)", "font": {"size": 12}}
+            made.append({"x": float(x), "y": float(y), "text": plain(name), **look})
+    return made
+
+
+def points(places: Float[np.ndarray, "row 2"], webgl: bool) -> go.Scatter | go.Scattergl:
+    """All products as one trace."""
+    kind = go.Scattergl if webgl else go.Scatter
+    return kind(
+        x=places[:, 0].astype(np.float32),
+        y=places[:, 1].astype(np.float32),
+        mode="markers",
+        showlegend=False,
+        hoverinfo="none",
+        marker={"size": 7, "opacity": 0.8, "line": {"width": 0}},
+        unselected={"marker": {"opacity": 0.12}},
+    )
+
+
+def stars(places: Float[np.ndarray, "query 2"], names: Sequence[str]) -> go.Scatter:
+    """Queries."""
+    line = {"color": "#ffffff", "width": 1}
+    return go.Scatter(
+        x=places[:, 0],
+        y=places[:, 1],
+        mode="markers",
+        name="queries",
+        hoverinfo="text",
+        text=[plain(name) for name in names],
+        marker={"symbol": "star", "size": 15, "color": "#000000", "line": line},
+        showlegend=bool(names),
+    )
 
 
 def lines(name: str, colour: str, dash: str = "solid", pairs: Sequence[tuple] = ()) -> go.Scatter:

@@ -7,6 +7,7 @@ smooth.
 
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
+from pathlib import Path
 
 import ipywidgets as widgets
 import numpy as np
@@ -18,6 +19,7 @@ from coral_lab.query import Product, Query
 from coral_lab.results import GREY, Gallery, flow, grey, paragraph, product_img, tile
 from coral_lab.sources.border import text_of
 from coral_lab.store.topk import top_k
+from coral_lab.study.cluster_names import Clusters
 from coral_lab.study.plots import PALETTE, SYMBOLS, plain
 from coral_lab.widgets import map_drawing
 from coral_lab.widgets.parts import LABELLED, Frozen, Message, button, live_figure, wrapped
@@ -37,8 +39,9 @@ class NeighbourhoodMap(widgets.VBox):
     `extra` are more things to colour by: a label for each product, by name. `k` is how many neighbours a
     click shows. `queries` with their `query_embeddings` are drawn as stars, joined to their positives. A map
     has no place for a query: its star stands at the median place of its `k` nearest products, so only what it
-    is joined to has meaning. `webgl=False` draws SVG, for browsers without WebGL and a few thousand points.
-    `selection` is what was clicked or lassoed, as a table; `static()` the same without widgets. (Nine
+    is joined to has meaning. `clusters` (`study.clusters`) are written on the map by name. `webgl=False`
+    draws SVG, for browsers without WebGL and a few thousand points. `selection` is what was clicked or
+    lassoed, as a table; `static()` the same without widgets, `save(file)` as a page of its own. (Ten
     parameters: what is shown, where, and what it is coloured by.) Raises ValueError if lengths differ.
     """
 
@@ -52,6 +55,7 @@ class NeighbourhoodMap(widgets.VBox):
         extra: Mapping[str, map_drawing.Labels] | None = None,
         queries: Sequence[Query] = (),
         query_embeddings: Float32[np.ndarray, "query dim"] | None = None,
+        clusters: Clusters | None = None,
         title: str = "",
         webgl: bool = True,
     ):
@@ -74,6 +78,10 @@ class NeighbourhoodMap(widgets.VBox):
         self.k = min(k, len(self.products) - 1)
         self.row_of = {product.id: row for row, product in enumerate(self.products)}
         self.labels: dict[str, map_drawing.Labels] = {**map_drawing.labels(self.products), **(extra or {})}
+        self.annotations: list[dict] = []
+        if clusters is not None:
+            self.labels["cluster"] = clusters.labels
+            self.annotations = map_drawing.annotations(self.places, clusters)
         self.queries = list(queries)
         own_rows = np.empty((0, embeddings.shape[1]), np.float32)
         self.query_embeddings = own_rows if query_embeddings is None else query_embeddings
@@ -141,9 +149,7 @@ class NeighbourhoodMap(widgets.VBox):
 
         Those that are not the nearest to its star on the map are torn away.
         """
-        near = self._near(self.query_embeddings[query])
-        torn = ~np.isin(near, _nearest_on_map(self.places, self.stars[query], self.k))
-        right = [self.products[i].id in self.queries[query].positives for i in near]
+        near, torn, right = self.nearest_to_query(query)
         captions = [
             caption + " ✓ positive" * yes for caption, yes in zip(_captions(torn), right, strict=True)
         ]
@@ -153,6 +159,25 @@ class NeighbourhoodMap(widgets.VBox):
             f"{sum(right)} of the {len(near)} nearest are right answers, {torn.sum()} torn away",
         )
         self._draw(self.stars[query], near, torn)
+
+    def nearest_to_query(self, query: int) -> tuple[list[int], Bool[np.ndarray, " near"], list[bool]]:
+        """The products nearest to a query, by its place, which of them are torn away, and which are right.
+
+        Raises ValueError for a query that the map does not have.
+        """
+        if not 0 <= query < len(self.queries):
+            raise ValueError(
+                f"query {query} is not among the map's {len(self.queries)}; make it with queries="
+            )
+        near = self._near(self.query_embeddings[query])
+        torn = ~np.isin(near, _nearest_on_map(self.places, self.stars[query], self.k))
+        return near, torn, [self.products[i].id in self.queries[query].positives for i in near]
+
+    def save(self, file: str | Path, side: int | None = None) -> None:
+        """The map as one HTML file that needs neither kernel nor network: `saved_map.save`."""
+        from coral_lab.widgets.saved_map import save
+
+        save(self, file, side)
 
     def search(self, words: str) -> None:
         """What the Find box does: the neighbours of the product with this id, or else all with these words in
@@ -183,9 +208,9 @@ class NeighbourhoodMap(widgets.VBox):
         title = self.title + f" ({len(drawn):,} of {len(self.products):,} drawn)" * (
             len(drawn) < len(self.products)
         )
-        names, codes = self._coded()
-        figure = go.Figure(layout=map_drawing.layout(title))
-        for code, (name, colour, symbol) in enumerate(map_drawing.looks(names, self._ordered())):
+        names, codes, ordered = self.coded(self.colour.value)
+        figure = go.Figure(layout=map_drawing.layout(title, self.annotations))
+        for code, (name, colour, symbol) in enumerate(map_drawing.looks(names, ordered)):
             own = drawn[codes[drawn] == code]
             figure.add_scattergl(
                 x=self.places[own, 0].astype(np.float32),
@@ -204,31 +229,6 @@ class NeighbourhoodMap(widgets.VBox):
     # What the reader sees
 
     def _build(self, webgl: bool) -> None:
-        kind = go.Scattergl if webgl else go.Scatter
-        points = kind(
-            x=self.places[:, 0].astype(np.float32),
-            y=self.places[:, 1].astype(np.float32),
-            mode="markers",
-            showlegend=False,
-            hoverinfo="none",
-            marker={"size": 7, "opacity": 0.8, "line": {"width": 0}},
-            unselected={"marker": {"opacity": 0.12}},
-        )
-        stars = go.Scatter(
-            x=self.stars[:, 0],
-            y=self.stars[:, 1],
-            mode="markers",
-            name="queries",
-            hoverinfo="text",
-            text=[plain(q.id) for q in self.queries],
-            marker={
-                "symbol": "star",
-                "size": 15,
-                "color": "#000000",
-                "line": {"color": "#ffffff", "width": 1},
-            },
-            showlegend=bool(self.queries),
-        )
         right = [
             (self.stars[n], self.places[self.row_of[id]])
             for n, query in enumerate(self.queries)
@@ -236,12 +236,12 @@ class NeighbourhoodMap(widgets.VBox):
             if id in self.row_of
         ]
         self.figure = live_figure(
-            points,
+            map_drawing.points(self.places, webgl),
             map_drawing.lines("near in the space", "#000000"),
             map_drawing.lines("torn away by the map", PALETTE[1], "dash"),
             map_drawing.lines("query to its positives", PALETTE[2], "dot", right),
-            stars,
-            **map_drawing.layout(self.title),
+            map_drawing.stars(self.stars, [query.id for query in self.queries]),
+            **map_drawing.layout(self.title, self.annotations),
         )
         self.points = self.figure.data[0]
         self.message, self.gallery = Message(), widgets.HTML()
@@ -313,34 +313,28 @@ class NeighbourhoodMap(widgets.VBox):
             x, y = map_drawing.path([(start, end) for end in ends if start is not None])
             self.figure.data[number].update(x=x, y=y)
 
-    def _values(self) -> Sequence[str] | pd.Categorical:
-        labels = self.labels[self.colour.value]
-        return labels() if callable(labels) else labels
-
-    def _ordered(self) -> bool:
-        values = self._values()
-        return isinstance(values, pd.Categorical) and bool(values.ordered)
-
-    def _coded(self) -> tuple[list[str], np.ndarray]:
-        """Names of what can be told apart, commonest first or in their order, and the number of each
-        product's.
+    def coded(self, name: str) -> tuple[list[str], np.ndarray, bool]:
+        """Of what can be coloured by: the labels that can be told apart, commonest first or in their order,
+        the number of each product's, and whether they have an order.
 
         More than map_drawing.LOOKS labels share one last name, "other".
         """
-        values = self._values()
+        labels = self.labels[name]
+        values = labels() if callable(labels) else labels
+        ordered = isinstance(values, pd.Categorical) and bool(values.ordered)
         if not isinstance(values, pd.Categorical):
             values = pd.Categorical([str(value) for value in values])
             values = values.reorder_categories(pd.Series(values).value_counts().index)
         names, codes = [str(name) for name in values.categories], np.asarray(values.codes, np.int64)
         if len(names) <= map_drawing.LOOKS:
-            return names, codes
+            return names, codes, ordered
         others = f"other ({len(names) - map_drawing.LOOKS + 1} labels)"
-        return [*names[: map_drawing.LOOKS - 1], others], np.minimum(codes, map_drawing.LOOKS - 1)
+        return [*names[: map_drawing.LOOKS - 1], others], np.minimum(codes, map_drawing.LOOKS - 1), ordered
 
     def _paint(self) -> None:
         """Colours, shapes and legend. Numbers for colours and shapes travel as bytes: no text a point."""
-        names, codes = self._coded()
-        looks = map_drawing.looks(names, self._ordered())
+        names, codes, ordered = self.coded(self.colour.value)
+        looks = map_drawing.looks(names, ordered)
         shapes = np.array([SYMBOLS.index(symbol) for *_, symbol in looks])
         steps = np.repeat(np.arange(len(looks) + 1) / len(looks), 2)[1:-1]
         scale = [[float(at), looks[n // 2][1]] for n, at in enumerate(steps)]
