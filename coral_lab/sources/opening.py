@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from coral_lab.sources.beir import is_beir, read_beir
 from coral_lab.sources.border import brief
 from coral_lab.sources.columns import Columns
 from coral_lab.sources.merit_files import merit
+from coral_lab.sources.package_files import shipped
 from coral_lab.sources.picture_folder import is_picture_folder, read_pictures
 
 log = logging.getLogger(__name__)
@@ -35,7 +37,8 @@ def dataset(
 
     Or products alone: a DataFrame, a `datasets.Dataset`, a file in CSV, TSV, JSON lines, parquet or Excel's
     format (`tables.py`; `sources.columns_of` shows which column is taken for what, `columns` sets it by
-    hand), a folder of pictures (`picture_folder.py`). These have no splits.
+    hand), a folder of pictures (`picture_folder.py`), or "photos", a small shop's table of photographs that
+    ships here, unless a folder of that name is where one works. These have no splits.
 
     Of a source without queries as many are sampled from its products' attributes as `sample` says
     (`sources.sample_queries`), and none, with a warning, where attributes give none; those that have some
@@ -78,6 +81,11 @@ def _opened(
     remote_images: bool,
 ) -> Dataset:
     """What `dataset` opens, with the queries that it has; the parameters are those of `dataset`."""
+    if _are_photos(source):
+        _no_revision(revision, "the photographs ship here")
+        file = shipped("data/photos/products.csv")
+        shop = _table(file, split, columns, on_error=on_error, remote_images=remote_images)
+        return replace(shop, name="photos")
     named = isinstance(source, str | Path)
     if not named or _is_table_file(source):
         _no_revision(revision, "a table is as it is")
@@ -105,7 +113,12 @@ def has_splits(source: Any) -> bool:
     """Whether a source has splits, as tables and folders of pictures do not."""
     if not isinstance(source, str | Path):
         return isinstance(source, Mapping)
-    return not _is_table_file(source) and not is_picture_folder(source)
+    return not _are_photos(source) and not _is_table_file(source) and not is_picture_folder(source)
+
+
+def _are_photos(source: Any) -> bool:
+    """Whether it is the name of the photographs that ship here; a folder of one's own comes first."""
+    return isinstance(source, str) and source == "photos" and not Path(source).exists()
 
 
 def _is_table_file(source: str | Path) -> bool:
