@@ -67,10 +67,15 @@ def check(modes, count, random_folder, alone, out) -> None:
 
 
 def test_two_processes_learn_what_one_does(random_folder, alone, tmp_path):
-    """Plain, in parts (GradCache), with adapters, with sharded parameters (FSDP2) and their mixtures; Coral's
-    terms and the learned temperature included, five steps.
+    """Plain, and the mixtures of parts (GradCache), adapters and sharded parameters (FSDP2); Coral's terms and
+    the learned temperature included, five steps.
     """
-    check((*MODES, "held", "fsdp+held"), 2, random_folder, alone, tmp_path)
+    check(("plain", "fsdp+cache", "lora+fsdp", "fsdp+held"), 2, random_folder, alone, tmp_path)
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_does_in_every_mode(random_folder, alone, tmp_path):
+    check((*MODES, "held"), 2, random_folder, alone, tmp_path)
 
 
 def test_four_processes_learn_what_one_does_in_parts_and_sharded(random_folder, alone, tmp_path):
