@@ -70,6 +70,13 @@ class NotFiniteError(WorkbenchError):
     """Embeddings that came out as NaN or infinity."""
 
 
+class NotShownError(WorkbenchError):
+    """What a dataset cannot show. A notebook says it in this line, without a traceback, and ends there."""
+
+    def _render_traceback_(self) -> list[str]:  # IPython asks for it
+        return [f"Not shown: {self}"]
+
+
 class MissingExtraError(WorkbenchError, ImportError):
     """A package that is not installed; the message names the extra that brings it."""
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from PIL import Image
 
-from coral_lab.errors import ItemError, one_line
+from coral_lab.errors import ItemError, NotShownError, one_line
 from coral_lab.images import Picture, open_image, thumbnail
 from coral_lab.sources.border import (
     attributes_of,
@@ -261,6 +261,13 @@ class Traits:
     sampled: str = ""
 
 
+_WAYS = {
+    "queries": "sample some from attributes with sample=500, or judge some on the query bench",
+    "attributes": "name their columns in columns=",
+    "parallel titles": "only MERIT-mini's products have their titles in five languages",
+}
+
+
 @dataclass(frozen=True)
 class Dataset:
     """A candidate pool and the queries asked of it. `skipped` says what was left out and why, if that was
@@ -290,6 +297,23 @@ class Dataset:
             problem = f"no product {brief(id)} among the {len(self.products)} of {self.name}"
             raise KeyError(one_line(problem))
         return found
+
+    def having(self, *parts: str) -> "Dataset":
+        """This dataset, if it has all of these parts: "queries", "attributes", "parallel titles".
+
+        Raises NotShownError with the way out for the first that is missing, ValueError for another name.
+        """
+        there = {
+            "queries": bool(self.queries),
+            "attributes": any(product.attributes for product in self.products[:1000]),
+            "parallel titles": self.traits.retitle is not None,
+        }
+        for part in parts:
+            if part not in there:
+                raise ValueError(f"part is {brief(part)}; use one of {', '.join(there)}")
+            if not there[part]:
+                raise NotShownError(f"{self.name} has no {part}, which this is about; {_WAYS[part]}")
+        return self
 
     def where(
         self,

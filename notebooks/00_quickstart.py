@@ -53,7 +53,7 @@ import coral_lab as cl
 from coral_lab.sources import shipped
 
 model = cl.load(MODEL)
-shop = cl.dataset(DATA, on_error="skip")
+shop = cl.dataset(DATA, on_error="skip", sample=500)
 print(f"{len(shop.products):,} products to find, {len(shop.queries):,} queries")
 model
 

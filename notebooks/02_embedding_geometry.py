@@ -37,7 +37,7 @@ if find_spec("coral_lab") is None:
 
 # %% tags=["parameters"]
 MODELS = ["mini-base", "mini-contrastive", "mini"]  # in the order of training; or "Bia/CORAL", or folders
-DATA = "mini"  # or "WeiChow/merit", or a folder with its files
+DATA = "mini"  # or "WeiChow/merit", a folder with its files, a table of your own
 PRODUCTS = 600
 QUERIES = 300
 K = 10  # neighbours
@@ -60,7 +60,7 @@ from coral_lab.study.depth import figure as over_depth
 from coral_lab.study.plots import matrix, scatter
 
 # %%
-shop = cl.dataset(DATA, on_error="skip")
+shop = cl.dataset(DATA, on_error="skip", sample=500).having("queries")
 products = shop.products[:PRODUCTS]
 models = {name: cl.load(name) for name in MODELS}
 first, last = MODELS[0], MODELS[-1]

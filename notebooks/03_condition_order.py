@@ -38,7 +38,7 @@ if find_spec("coral_lab") is None:
 
 # %% tags=["parameters"]
 MODEL = "mini"  # or "Bia/CORAL", or a folder
-DATA = "mini"  # or "WeiChow/merit", or a folder with its files
+DATA = "mini"  # or "WeiChow/merit", a folder with its files, a table of your own
 QUERIES = 150
 PRODUCTS = 3000  # to search among: all right answers and others
 CONDITIONS = 3  # of each query: six orders; nearly all of MERIT's queries have 2
@@ -58,7 +58,7 @@ from coral_lab.study.plots import bars, differences, estimates_by, matrix
 
 # %%
 model = cl.load(MODEL)
-shop = cl.dataset(DATA, on_error="skip")
+shop = cl.dataset(DATA, on_error="skip", sample=500).having("queries")
 queries = shop.where(conditions=CONDITIONS).queries[:QUERIES]
 index = cl.index(model, shop.smaller_pool(queries, PRODUCTS))
 print(f"{len(queries)} queries of {CONDITIONS} conditions over {len(index.products):,} products")

@@ -39,6 +39,7 @@ if find_spec("coral_lab") is None:
 
 # %% tags=["parameters"]
 MODEL = "mini"  # or "Bia/CORAL", or a folder
+DATA = "mini"  # one with parallel titles
 QUERIES = 200
 PRODUCTS = 1200  # to search among: all right answers and others
 SEED = 0
@@ -57,7 +58,7 @@ from coral_lab.study.edits import apply, code_switched, retitled, translated
 from coral_lab.study.plots import bars, differences, matrix, scatter
 
 # %%
-model, shop = cl.load(MODEL), cl.dataset("mini")
+model, shop = cl.load(MODEL), cl.dataset(DATA).having("queries", "parallel titles")
 queries = shop.queries[:QUERIES]
 pool = shop.smaller_pool(queries, PRODUCTS)
 retitle, languages = shop.traits.retitle, shop.traits.languages

@@ -37,7 +37,7 @@ if find_spec("coral_lab") is None:
 
 # %% tags=["parameters"]
 MODELS = ["mini", "mini-base"]  # or "Bia/CORAL", or folders
-DATA = "mini"  # or "WeiChow/merit", or a folder with its files
+DATA = "mini"  # or "WeiChow/merit", a folder with its files, a table of your own
 POOL = 3000  # products to find
 MAPPED = 1000  # products on the maps
 SEED = 0
@@ -50,7 +50,7 @@ from coral_lab.study import geometry
 from coral_lab.widgets import AttributionView, NeighbourhoodMap, QueryBench, as_python, side_by_side
 
 pd.set_option("display.max_colwidth", None)  # queries and titles in full
-shop = cl.dataset(DATA, on_error="skip")
+shop = cl.dataset(DATA, on_error="skip", sample=500).having("queries")
 indexes = {name: cl.index(cl.load(name), shop.products[:POOL]) for name in MODELS}
 index = indexes[MODELS[0]]
 query = next(query for query in shop.queries if len(query.conditions) == 3)

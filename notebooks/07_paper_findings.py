@@ -40,7 +40,7 @@ if find_spec("coral_lab") is None:
 
 # %% tags=["parameters"]
 MODEL = "mini"  # or "Bia/CORAL", or a folder
-DATA = "mini"  # or "WeiChow/merit", or a folder with its files
+DATA = "mini"  # or "WeiChow/merit", a folder with its files, a table of your own
 QUERIES = 400
 PRODUCTS = 3000  # to search among: all right answers and others
 WORST = 4
@@ -89,7 +89,7 @@ pd.Series(
 
 # %%
 model = cl.load(MODEL)
-shop = cl.dataset(DATA, on_error="skip")
+shop = cl.dataset(DATA, on_error="skip", sample=500).having("queries")
 queries = shop.queries[:QUERIES]
 index = cl.index(model, shop.smaller_pool(queries, PRODUCTS), settings=cl.Settings(progress=False))
 asked = {

@@ -38,7 +38,7 @@ if find_spec("coral_lab") is None:
 
 # %% tags=["parameters"]
 MODEL = "mini"  # or "Bia/CORAL", or a folder
-DATA = "mini"  # or "WeiChow/merit", or a folder with its files
+DATA = "mini"  # or "WeiChow/merit", a folder with its files, a table of your own
 QUERIES = 200
 PRODUCTS = 3000  # to search among: all right answers and others
 K = 10
@@ -62,7 +62,7 @@ from coral_lab.study.sweeps import sweep
 
 # %%
 model = cl.load(MODEL)
-shop = cl.dataset(DATA, on_error="skip")
+shop = cl.dataset(DATA, on_error="skip", sample=500).having("queries")
 queries = shop.queries[:QUERIES]
 index = cl.index(model, shop.smaller_pool(queries, PRODUCTS))
 print(f"{len(queries)} queries over {len(index.products):,} products")

@@ -39,7 +39,7 @@ if find_spec("coral_lab") is None:
     get_ipython().run_line_magic("pip", "install --quiet coral-lab[all]")
 
 # %% tags=["parameters"]
-DATA = "mini"  # or "WeiChow/merit", or a folder with its files
+DATA = "mini"  # or "WeiChow/merit", a folder with its files, a table of your own
 MODELS = ["mini", "mini-contrastive", "mini-base"]  # or "Bia/CORAL", folders, loaded models
 QUERIES = 400
 PRODUCTS = 1200  # to search among: all right answers and others
@@ -80,7 +80,7 @@ ranks.assign(**{f"k = {k}": (1 / (k + ranks)).sum(axis=1).round(4) for k in (0, 
 # **Prediction.** By how much does contrastive training improve on the base, and Coral on that?
 
 # %%
-shop = cl.dataset(DATA, on_error="skip")
+shop = cl.dataset(DATA, on_error="skip", sample=500).having("queries")
 queries = shop.queries[:QUERIES]
 small = replace(shop, products=shop.smaller_pool(queries, PRODUCTS), queries=queries)
 found = cl.compare(MODELS, small, settings=cl.Settings(progress=False, on_error="skip"))

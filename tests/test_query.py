@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from coral_lab.errors import ItemError
+from coral_lab.errors import ItemError, NotShownError
 from coral_lab.images import open_image
 from coral_lab.prompts import FORMATS, instructions, messages, parts
 from coral_lab.query import AS_IMAGE, Condition, Dataset, Product, Query, Traits, right_answers
@@ -566,3 +566,17 @@ def test_whatever_is_written_in_a_title_is_shown_as_text(item):
     assert "<script" not in shown
     assert "<b>bold" not in shown
     assert 'alert("' not in shown, "a quote would end an attribute of <img>"
+
+
+def test_what_a_dataset_lacks_is_said_in_one_line():
+    shop = Dataset("own.csv", (reference(1), reference(2, attributes={"color": ("red",)})), ())
+    assert shop.having("attributes") is shop
+    with pytest.raises(
+        NotShownError, match=r"^own.csv has no queries, which this is about; sample some"
+    ) as said:
+        shop.having("attributes", "queries")
+    assert said.value._render_traceback_() == [f"Not shown: {said.value}"]
+    with pytest.raises(NotShownError, match="parallel titles"):
+        shop.having("parallel titles")
+    with pytest.raises(ValueError, match="part is 'titles'"):
+        shop.having("titles")
