@@ -275,12 +275,13 @@ def label_agreement(
         if len(own) != len(near) or (apart is not None and len(apart) != len(near)):
             raise ValueError(f"{len(near)} rows and {len(own)} labels of {name!r}; give one each")
         bits = _bits([(value,) if isinstance(value, str) else value for value in own])
-        counted = bits.any(1)[:, None] & bits.any(1)[near]
+        known = np.asarray(bits.any(1))
+        counted = known[:, None] & known[near]
         if apart is not None:
             groups = np.asarray(apart, object)
             counted &= groups[near] != groups[:, None]
         agree = _agreement(bits, near, counted)
-        there = np.flatnonzero(bits.any(1))
+        there = np.flatnonzero(known)
         drawn = []
         for _ in range(permutations):
             dealt = bits.copy()

@@ -74,7 +74,7 @@ class JudgedHits(widgets.VBox):
         """A message of the front end, which anything may have sent."""
         ids = {card["id"] for card in self.cards.cards}
         id, grade, word = (content.get(name) for name in ("id", "grade", "word"))
-        if id not in ids or not (grade is None or grade in GRADES):
+        if not isinstance(id, str) or id not in ids or not (grade is None or grade in GRADES):
             raise ValueError(f"mark {brief(grade)} of {brief(id)} is none of these hits'; reload the page")
         self.mark(id, grade, text_of(word, f"product {id}", "word")[:LONGEST_WORD])
 

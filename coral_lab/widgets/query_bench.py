@@ -261,7 +261,7 @@ class QueryBench(widgets.VBox):
             self.pin_button,
             self._button("Copy as Python", "Show the line that makes this query", self._show_python),
         ]
-        self.controls = (
+        self.controls: tuple[widgets.HBox, ...] = (
             wrapped(self.class_name, self.text, self.language, self.format, self.model),
             wrapped(*buttons),
         )

@@ -125,8 +125,8 @@ def _page(title: str, data: str) -> str:
         Path(__file__).with_name(f"saved_map.{kind}").read_text(encoding="utf-8") for kind in ("js", "html")
     )
     hash = b64encode(sha256(script.encode()).digest()).decode()
-    # Plotly is unpacked by the page and runs from a blob, and its WebGL is of functions that it writes itself.
-    # Nothing comes from elsewhere or goes there.
+    # Plotly is unpacked by the page and runs from a blob, and its WebGL is of functions that it writes
+    # itself. Nothing comes from elsewhere or goes there.
     policy = (
         f"default-src 'none'; script-src 'sha256-{hash}' blob: 'unsafe-eval'; style-src 'unsafe-inline'; "
         "img-src data: blob:; base-uri 'none'; form-action 'none'"

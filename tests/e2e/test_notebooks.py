@@ -22,6 +22,7 @@ PARAMETERS = {
     "07_paper_findings": {"QUERIES": 24, "PRODUCTS": 200},
     "08_new_query_formats": {"QUERIES": 24, "PRODUCTS": 200},
     "09_models_side_by_side": {"QUERIES": 24, "PRODUCTS": 120},
+    "10_your_own_products": {"QUERIES": 30, "JUDGED": 8, "OUT": "../build/own-products-short"},
 }
 
 

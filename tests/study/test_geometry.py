@@ -287,3 +287,50 @@ def test_maps_keep_neighbourhoods_and_aligned_maps_keep_places():
 def test_what_cannot_be_measured_is_refused(call, says):
     with pytest.raises(ValueError, match=says):
         call()
+
+
+# ---- what neighbours share, beside chance
+
+
+SIX = np.array([[1], [0], [3], [2], [5], [4]])  # three pairs of nearest neighbours
+
+
+def test_agreement_of_six_points_by_hand():
+    """Pairs a a, a b, b b: four of six have their neighbour's label. By chance 2 · (3 · 2) / (6 · 5) = .4."""
+    table = geometry.label_agreement(SIX, {"kind": list("aaabbb")}, permutations=2000)
+    row = table.iloc[0]
+    assert row["agreement"] == pytest.approx(4 / 6)
+    assert row["by chance"] == pytest.approx(0.4, abs=0.02)
+    assert geometry.shared_by_chance(list("aaabbb")) == pytest.approx(0.4)
+    assert row["p"] == pytest.approx(12 / 20, abs=0.05)  # of 20 deals 8 give no pair of one label
+
+
+def test_several_values_agree_where_one_is_shared_and_unknown_ones_do_not_count():
+    values = [("red", "blue"), ("blue",), ("red",), ("green",), (), ("red",)]
+    table = geometry.label_agreement(SIX, {"color": values})
+    assert table["agreement"].iloc[0] == pytest.approx(2 / 4)  # the last pair has a product without a value
+
+
+def test_siblings_are_left_out():
+    table = geometry.label_agreement(SIX, {"kind": list("aabbbb")}, apart=["x", "x", "1", "2", "3", "4"])
+    assert table["agreement"].iloc[0] == 1
+    with pytest.raises(ValueError, match="6 rows and 2 labels of 'kind'"):
+        geometry.label_agreement(SIX, {"kind": ["a", "b"]})
+
+
+def test_labels_that_are_the_clusters_agree_and_random_ones_do_as_chance_has_it():
+    rng = np.random.default_rng(1)
+    rows = np.eye(80)[rng.integers(0, 80, 300)] + 0.1 * rng.normal(size=(300, 80))
+    rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    near = geometry.neighbours(rows, 2)
+    true = [str(value) for value in rows.argmax(1)]
+    dealt = [str(value) for value in rng.integers(0, 5, 300)]
+    many = [(f"{value}", f"{value + 70}") for value in rng.integers(0, 70, 300)]  # more than 64 values
+    table = geometry.label_agreement(near, {"true": true, "dealt": dealt, "many": many}).set_index("label")
+    assert table.loc["true", "agreement"] > 0.7
+    assert table.loc["true", "p"] < 0.01
+    assert (
+        table.loc["dealt", "low"] - 0.05 < table.loc["dealt", "agreement"] < table.loc["dealt", "high"] + 0.05
+    )
+    assert table.loc["dealt", "p"] > 0.01
+    assert 0 <= table.loc["many", "agreement"] < 0.2
