@@ -312,7 +312,9 @@ class Dataset:
             if part not in there:
                 raise ValueError(f"part is {brief(part)}; use one of {', '.join(there)}")
             if not there[part]:
-                raise NotShownError(f"{self.name} has no {part}, which this is about; {_WAYS[part]}")
+                raise NotShownError(
+                    f"{self.name} has no {part} of the kind that this is about; {_WAYS[part]}"
+                )
         return self
 
     def where(

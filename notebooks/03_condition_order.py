@@ -58,8 +58,8 @@ from coral_lab.study.plots import bars, differences, estimates_by, matrix
 
 # %%
 model = cl.load(MODEL)
-shop = cl.dataset(DATA, on_error="skip", sample=500).having("queries")
-queries = shop.where(conditions=CONDITIONS).queries[:QUERIES]
+shop = cl.dataset(DATA, on_error="skip", sample=500)
+queries = shop.where(conditions=CONDITIONS).having("queries").queries[:QUERIES]
 index = cl.index(model, shop.smaller_pool(queries, PRODUCTS))
 print(f"{len(queries)} queries of {CONDITIONS} conditions over {len(index.products):,} products")
 

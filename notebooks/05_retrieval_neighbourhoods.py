@@ -53,7 +53,7 @@ pd.set_option("display.max_colwidth", None)  # queries and titles in full
 shop = cl.dataset(DATA, on_error="skip", sample=500).having("queries")
 indexes = {name: cl.index(cl.load(name), shop.products[:POOL]) for name in MODELS}
 index = indexes[MODELS[0]]
-query = next(query for query in shop.queries if len(query.conditions) == 3)
+query = shop.where(conditions=3).having("queries").queries[0]
 index
 
 # %% [markdown]

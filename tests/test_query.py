@@ -572,7 +572,7 @@ def test_what_a_dataset_lacks_is_said_in_one_line():
     shop = Dataset("own.csv", (reference(1), reference(2, attributes={"color": ("red",)})), ())
     assert shop.having("attributes") is shop
     with pytest.raises(
-        NotShownError, match=r"^own.csv has no queries, which this is about; sample some"
+        NotShownError, match=r"^own.csv has no queries of the kind that this is about; sample some"
     ) as said:
         shop.having("attributes", "queries")
     assert said.value._render_traceback_() == [f"Not shown: {said.value}"]
