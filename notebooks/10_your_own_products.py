@@ -150,12 +150,13 @@ print(judged[0])
 # all that was judged.
 
 # %%
+place = judged[0].per_query["nDCG@10"].argmax()  # where the most is to be seen
 discounts = 1 / np.log2(np.arange(2, 12))
-grades = np.maximum(judged[0].grades[0, :10], 0)  # who was not judged counts as wrong
-best = np.sort(list(test.queries[0].relevance.values()))[::-1][:10]
+grades = np.maximum(judged[0].grades[place, :10], 0)  # what nobody judged counts as wrong
+best = np.sort(list(test.queries[place].relevance.values()))[::-1][:10]
 by_hand = ((2.0**grades - 1) * discounts).sum() / ((2.0**best - 1) * discounts).sum()
 print(f"grades of the first ten {grades.tolist()}, of the best ten {best.tolist()}")
-print(f"nDCG@10 by hand {by_hand:.4f}, in the result {judged[0].per_query['nDCG@10'].iloc[0]:.4f}")
+print(f"nDCG@10 by hand {by_hand:.4f}, in the result {judged[0].per_query['nDCG@10'][place]:.4f}")
 
 # %%
 first, second = (result.per_query["nDCG@10"].to_numpy() for result in judged[:2])
@@ -172,9 +173,8 @@ print(
 # %%
 sources.write_beir(test, f"{OUT}/beir")
 again = cl.dataset(f"{OUT}/beir")
-print(
-    f"{len(again.queries)} queries, grades of the first: {dict(list(again.queries[0].relevance.items())[:3])}"
-)
+same = [a.relevance == b.relevance for a, b in zip(again.queries, test.queries, strict=True)]
+print(f"{sum(same)} of {len(test.queries)} queries have the grades that were written")
 
 # %% [markdown]
 # ## 5. A map to send
