@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from coral_lab.cli.options import positive, say, say_skipped
+from coral_lab.cli.options import positive, say, say_skipped, with_queries
 
 CONFIG: dict[str, type] = {
     "steps": int,
@@ -48,8 +48,9 @@ def add_to(commands: Any) -> None:
         "--config", help="a TOML file of these options, or one that ships: see docs; options given here win"
     )
     parser.add_argument("--model", help="where to start: mini-base, a folder or a hub id")
-    parser.add_argument("--data", help="mini, a folder of MERIT's files or a hub id")
+    parser.add_argument("--data", help="mini, a folder of MERIT's files or a hub id, a table's file")
     parser.add_argument("--split", help="of the data; train by default")
+    parser.add_argument("--sample", type=positive, help="for data without queries: so many, from attributes")
     parser.add_argument("--objective", choices=("coral", "contrastive"), help="coral by default")
     parser.add_argument("--out", required=True, type=Path, help="a folder; it goes on there")
     parser.add_argument("--held-out", type=positive, help="so many queries are kept back, by listing")
@@ -72,11 +73,17 @@ def add_to(commands: Any) -> None:
     parser.add_argument(
         "--stage",
         required=True,
-        choices=("base", "answers", "contrastive", "coral", "all"),
-        help="all makes coral-mini from scratch, each stage in a folder below --out",
+        choices=("base", "answers", "contrastive", "coral", "seeing", "pretrained", "all"),
+        help="all makes coral-mini from scratch, each stage in a folder below --out; seeing, and pretrained "
+        "from it, make mini-pretrained",
     )
-    parser.add_argument("--model", help="where to start; base starts from scratch without")
+    parser.add_argument("--model", help="where to start; base starts from scratch without, seeing always")
     parser.add_argument("--out", required=True, type=Path)
+    parser.add_argument(
+        "--without",
+        choices=("class", "language", "attribute"),
+        help="seeing and pretrained never meet what this out-of-distribution split holds back",
+    )
     _add_shared(parser, CONFIG)
 
 
@@ -106,7 +113,7 @@ def train(options: argparse.Namespace) -> None:
     from coral_lab.models.loading import load_network
     from coral_lab.models.model import with_most_pixels
     from coral_lab.models.sharing import check_repository, push_to_hub
-    from coral_lab.sources.opening import dataset
+    from coral_lab.sources.opening import dataset, has_splits
     from coral_lab.training import distributed
     from coral_lab.training.config import TrainConfig
     from coral_lab.training.from_data import OBJECTIVES
@@ -126,9 +133,13 @@ def train(options: argparse.Namespace) -> None:
         check_repository(options.push_to_hub)
     distributed.start(options.device)  # before the model is loaded: each process has a device of its own
     quiet = distributed.rank() > 0
-    shop = dataset(options.data, options.split or "train", on_error=options.on_error or "raise")
+    split = options.split or ("train" if has_splits(options.data) else "test")
+    shop = dataset(options.data, split, on_error=options.on_error or "raise")
     if not quiet:
         say_skipped(shop.skipped)
+    shop = with_queries(shop, options.sample)
+    if not shop.queries:
+        raise ValueError(f"{options.data} has no queries to train on; sample some with --sample 5000")
     dtype, attention = options.dtype or "float32", options.attention
     model = load_network(options.model, device=options.device, dtype=dtype, attention=attention)
     if options.pixels:
@@ -162,7 +173,7 @@ def _take_config(options: argparse.Namespace) -> None:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{file} is no TOML: {error}") from None
     kinds = CONFIG | MORE | dict.fromkeys(CORAL, float) | dict.fromkeys(SWITCHES, bool)
-    kinds |= dict.fromkeys((*STEP, "held_out", "lora", "pixels"), int) | {"lora_targets": list}
+    kinds |= dict.fromkeys((*STEP, "held_out", "lora", "pixels", "sample"), int) | {"lora_targets": list}
     texts = ("model", "data", "split", "objective", "batches", "format", "dtype", "attention", "on_error")
     kinds |= dict.fromkeys((*texts, "push_to_hub", "device"), str)
     lasts = options.steps or options.epochs  # given on the command line, which wins in either unit
@@ -179,23 +190,34 @@ def _take_config(options: argparse.Namespace) -> None:
 
 
 def mini(options: argparse.Namespace) -> None:
+    from coral_lab.mini import pretraining
     from coral_lab.mini.recipe import DEFAULTS, train_all, train_stage
     from coral_lab.models.loading import load_network
     from coral_lab.training import distributed
     from coral_lab.training.from_data import OBJECTIVES
 
+    rungs = pretraining.DEFAULTS
+    if options.without and options.stage not in rungs:
+        raise ValueError(f"--stage {options.stage} takes no --without; {' and '.join(rungs)} do")
+    if options.stage in rungs and (other := _given(options, [*STEP, "lora", *CORAL])):
+        raise ValueError(f"--stage {options.stage} takes no {', '.join(other)}; leave it out")
     distributed.start(options.device)  # before the model is loaded: each process has a device of its own
     if options.stage == "all":
         if other := _given(options, ["model", *STEP, "lora", *CORAL]):
             raise ValueError(f"--stage all takes no {', '.join(other)}; leave it out, or train one stage")
         train_all(options.out, _given(options, CONFIG), options.device)
         return say(f"saved below {options.out}, each stage with its log.csv")
-    config = replace(DEFAULTS[options.stage], **_given(options, CONFIG))
+    config = replace({**DEFAULTS, **rungs}[options.stage], **_given(options, CONFIG))
     step = OBJECTIVES.get(options.stage)
     if step is not None:
         step = replace(step, coral=replace(step.coral, **_given(options, CORAL)), **_given(options, STEP))
     # Parameters learn in float32, whatever the network runs in.
     model = load_network(options.model, device=options.device, dtype="float32") if options.model else None
     lora, device = options.lora, options.device
-    train_stage(options.stage, model, options.out, config, step=step, lora=lora, device=device)
+    if options.stage in rungs:
+        pretraining.pretrain(
+            options.stage, model, options.out, config, without=options.without, device=device
+        )
+    else:
+        train_stage(options.stage, model, options.out, config, step=step, lora=lora, device=device)
     say(f"saved in {options.out}, with its log in {options.out / 'log.csv'}")

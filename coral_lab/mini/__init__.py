@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from coral_lab.mini.merit_mini import catalogue as catalogue
     from coral_lab.mini.naming import name_attributes as name_attributes
     from coral_lab.mini.naming import speak as speak
+    from coral_lab.mini.pretraining import pretrain as pretrain
     from coral_lab.mini.recipe import train_all as train_all
     from coral_lab.mini.recipe import train_stage as train_stage
 

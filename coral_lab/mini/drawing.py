@@ -84,10 +84,11 @@ def draw(
 ) -> Image.Image:
     """The RGB picture of a product, 224 × 224 px; `seed` settles position, tilt, flip and background.
 
-    The other parameters are the visual attributes. Raises ValueError for a value that is not on the
-    attribute cards.
+    The other parameters are the visual attributes; of no brand, "", it has no badge. Raises ValueError for a
+    value that is not on the attribute cards.
     """
-    _check(class_name=class_name, shape=shape, color=color, pattern=pattern, brand=brand, trim=trim)
+    marked = {"brand": brand} if brand else {}
+    _check(class_name=class_name, shape=shape, color=color, pattern=pattern, trim=trim, **marked)
     rng = np.random.default_rng(seed)
     layers = layers_of(class_name, shape)
     painted = _paint(layers, color, pattern, trim, rng)
@@ -95,7 +96,8 @@ def draw(
     moved = _move(painted, turn)
     backdrop = _backdrop(int(rng.integers(len(_BACKDROPS))))
     picture = backdrop * (1 - moved[..., 3:] * np.float32(1 / 255)) + moved[..., :3]
-    _stamp(picture, brand, turn, layers.badge)
+    if brand:
+        _stamp(picture, brand, turn, layers.badge)
     return Image.fromarray(np.clip(picture, 0, 255).astype(np.uint8))
 
 

@@ -71,7 +71,7 @@ def answer_loss(model: Model, lessons: Sequence[Lesson], augmented: bool = False
 
     Across processes, each with lessons of its own: this process's part of the mean over all of them.
     """
-    logits, targets, _ = _answers(model, lessons, augmented)
+    logits, targets, _ = predictions(model, lessons, augmented)
     return cross_entropy(logits, targets, reduction="sum") / _everywhere(model, len(targets))
 
 
@@ -81,7 +81,7 @@ def summary_loss(model: Model, lessons: Sequence[Lesson], augmented: bool = Fals
     Returns that of the first token, mean over the lessons, and that of those after it, given the answer as it
     stands, mean over these tokens; across processes as in `answer_loss`.
     """
-    logits, targets, lengths = _answers(model, lessons, augmented)
+    logits, targets, lengths = predictions(model, lessons, augmented)
     is_first = torch.zeros(len(targets), dtype=torch.bool, device=targets.device)
     is_first[[0, *accumulate(lengths[:-1])]] = True
     words = [_values(item, text) for item, text in lessons]
@@ -111,16 +111,24 @@ def slot_accuracy(model: Model, lessons: Sequence[Lesson]) -> dict[str, float]:
 
     Fast enough to follow a training run; `attributes.py` lets the model speak for itself.
     """
-    logits, targets, lengths = _answers(model, lessons)
-    right = (logits.argmax(-1) == targets).split(lengths)
     hits: dict[str, list[bool]] = {}
-    for (item, text), row in zip(lessons, right, strict=True):
-        sizes = [len(ids) for ids in model.processor.tokenizer(_spaced(text))["input_ids"]]
+    for (item, text), row in zip(lessons, words_right(model, lessons), strict=True):
         slots = _asked(text) if isinstance(item, Query) else SLOTS
-        for slot, word, tokens in zip(slots, text.split(), row[:-1].split(sizes), strict=True):
+        for slot, word, right in zip(slots, text.split(), row, strict=True):
             if slot and word != UNKNOWN:
-                hits.setdefault(slot, []).append(bool(tokens.all()))
+                hits.setdefault(slot, []).append(right)
     return {slot: sum(found) / len(found) for slot, found in hits.items()}
+
+
+@torch.inference_mode()
+def words_right(model: Model, lessons: Sequence[Lesson]) -> list[list[bool]]:
+    """For each word of each answer, whether it is the likeliest one after the right words before it."""
+    logits, targets, lengths = predictions(model, lessons)
+    found = []
+    for (_, text), row in zip(lessons, (logits.argmax(-1) == targets).split(lengths), strict=True):
+        sizes = [len(ids) for ids in model.processor.tokenizer(_spaced(text))["input_ids"]]
+        found.append([bool(tokens.all()) for tokens in row[:-1].split(sizes)])
+    return found
 
 
 def _asked(text: str) -> list[str]:
@@ -135,10 +143,12 @@ def _spaced(text: str) -> list[str]:
     return [first, *(f" {word}" for word in others)]
 
 
-def _answers(
+def predictions(
     model: Model, lessons: Sequence[Lesson], augmented: bool = False
 ) -> tuple[Tensor, Tensor, list[int]]:
-    """Logits [token, vocabulary] and ids [token] of all answers' tokens, and the answers' lengths."""
+    """Logits [token, vocabulary] and ids [token] of all answers' tokens, ends of turn included, and the
+    answers' lengths.
+    """
     prompts = [prompt(model, item) for item, _ in lessons]
     vision = vision_of(model, prompts, moving(model, moves_for(prompts)) if augmented else None)
     end = model.processor.tokenizer.eos_token

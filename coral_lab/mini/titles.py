@@ -70,9 +70,11 @@ def _shown(named: tuple[str, ...]) -> frozenset[str]:
 
 
 def title(id: str, class_name: str, facts: dict[str, str], language: str) -> str:
-    """Title of a product in `language`, in one of the language's word orders (chosen by the id)."""
+    """Title of a product in `language`, in one of the language's word orders (chosen by the id). What is not
+    among the facts is not named.
+    """
     words = {"class": word("classes", class_name, language)}
-    for key in _named(id):
+    for key in filter(facts.__contains__, _named(id)):
         if key == "material":
             words[key] = material_phrase(class_name, facts[key], language)
         else:
