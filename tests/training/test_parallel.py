@@ -67,8 +67,8 @@ def check(modes, count, random_folder, alone, out) -> None:
 
 
 def test_two_processes_learn_what_one_does(random_folder, alone, tmp_path):
-    """Plain, and the mixtures of parts (GradCache), adapters and sharded parameters (FSDP2); Coral's terms and
-    the learned temperature included, five steps.
+    """Plain, and mixtures of parts (GradCache), adapters and sharded parameters (FSDP2), five steps; Coral's
+    terms and the learned temperature included.
     """
     check(("plain", "fsdp+cache", "lora+fsdp", "fsdp+held"), 2, random_folder, alone, tmp_path)
 
