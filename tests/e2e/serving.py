@@ -11,6 +11,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,6 +32,28 @@ ARGUMENTS = [
 READY = """() => { const session = window.jupyterapp.shell.currentWidget?.sessionContext;
                    return session?.isReady && session.session?.kernel?.status === 'idle'; }"""
 TOKEN = "a-token-for-the-test"
+SHOTS = Path("build/screenshots")
+
+
+@contextmanager
+def chromium() -> Iterator[Any]:
+    """A browser, and a place for its screenshots."""
+    from playwright.sync_api import sync_playwright
+
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+def new_page(browser, width: int, height: int):
+    """A page whose `problems` collect what scripts throw."""
+    page = browser.new_page(viewport={"width": width, "height": height})
+    page.set_default_timeout(60_000)
+    page.problems = []
+    page.on("pageerror", lambda error: page.problems.append(str(error)))
+    return page
 
 
 @contextmanager

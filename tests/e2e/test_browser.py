@@ -5,17 +5,15 @@ Screenshots stay under build/screenshots.
 """
 
 import re
-from pathlib import Path
 
 import jupytext
 import nbformat
 import pytest
 
-from tests.e2e.serving import ARGUMENTS, CHROMIUM, NEEDS_CHROMIUM, READY, serving
+from tests.e2e.serving import NEEDS_CHROMIUM, READY, SHOTS, chromium, new_page, serving
 from tests.e2e.test_notebooks import with_parameters
 
 pytestmark = NEEDS_CHROMIUM
-SHOTS = Path("build/screenshots")
 SMALL = {"MODELS": ["mini", "mini-base"], "POOL": 300, "MAPPED": 150}
 NAME = "05_retrieval_neighbourhoods"
 
@@ -33,21 +31,13 @@ def address(tmp_path_factory):
 @pytest.fixture(scope="module")
 def page(address):
     """The notebook with all cells run; `page.problems` collects what the browser's console calls an error."""
-    from playwright.sync_api import sync_playwright
-
-    SHOTS.mkdir(parents=True, exist_ok=True)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        page = browser.new_page(viewport={"width": 1400, "height": 1000})
-        page.set_default_timeout(60_000)
-        page.problems = []
-        page.on("pageerror", lambda error: page.problems.append(str(error)))
+    with chromium() as browser:
+        page = new_page(browser, 1400, 1000)
         page.goto(address)
         page.locator(".jp-Notebook .jp-CodeCell").first.wait_for(timeout=180_000)
         page.wait_for_function(READY, timeout=180_000)
         page.evaluate("async () => { await window.jupyterapp.commands.execute('notebook:run-all-cells'); }")
         yield page
-        browser.close()
 
 
 def no_error_is_shown(page):

@@ -6,15 +6,13 @@ import math
 import os
 import re
 import signal
-from pathlib import Path
 
 import nbformat
 import pytest
 
-from tests.e2e.serving import ARGUMENTS, CHROMIUM, NEEDS_CHROMIUM, READY, serving
+from tests.e2e.serving import NEEDS_CHROMIUM, READY, SHOTS, chromium, new_page, serving
 
 pytestmark = NEEDS_CHROMIUM
-SHOTS = Path("build/screenshots")
 CELLS = [
     """
 import os
@@ -55,23 +53,15 @@ GRADES = {"1": 2, "2": 1, "3": 0}
 
 @pytest.fixture(scope="module")
 def browser():
-    from playwright.sync_api import sync_playwright
-
-    SHOTS.mkdir(parents=True, exist_ok=True)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 def opened(browser, folder, address):
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell.strip()) for cell in CELLS])
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     nbformat.write(notebook, folder / "judging.ipynb")
-    page = browser.new_page(viewport={"width": 1300, "height": 1100})
-    page.set_default_timeout(60_000)
-    page.problems = []
-    page.on("pageerror", lambda error: page.problems.append(str(error)))
+    page = new_page(browser, 1300, 1100)
     page.goto(address)
     page.locator(".jp-Notebook .jp-CodeCell").first.wait_for(timeout=180_000)
     return page

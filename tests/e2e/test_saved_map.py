@@ -2,7 +2,6 @@
 error."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,10 +10,9 @@ from coral_lab.query import Condition, Product, Query
 from coral_lab.study.cluster_names import clusters
 from coral_lab.widgets.neighbourhood_map import NeighbourhoodMap
 from tests.conftest import noise
-from tests.e2e.serving import ARGUMENTS, CHROMIUM, NEEDS_CHROMIUM
+from tests.e2e.serving import NEEDS_CHROMIUM, SHOTS, chromium, new_page
 
 pytestmark = NEEDS_CHROMIUM
-SHOTS = Path("build/screenshots")
 HOSTILE = "</script><img src=x onerror=alert(1)> \u2028 \u202e $5 \x00".replace("\x00", "")
 
 
@@ -48,24 +46,16 @@ def chart():
 
 @pytest.fixture(scope="module")
 def page(chart, tmp_path_factory):
-    from playwright.sync_api import sync_playwright
-
     file = tmp_path_factory.mktemp("map") / "map.html"
     chart.save(file)
-    SHOTS.mkdir(parents=True, exist_ok=True)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        page = browser.new_page(viewport={"width": 1200, "height": 900})
-        page.set_default_timeout(60_000)
-        page.problems = []
-        page.on("pageerror", lambda error: page.problems.append(str(error)))
+    with chromium() as browser:
+        page = new_page(browser, 1200, 900)
         page.on("console", lambda said: said.type == "error" and page.problems.append(said.text))
         page.route("http*://**", lambda route: page.problems.append(route.request.url) or route.abort())
         page.goto(file.as_uri())
         page.locator("body[data-ready]").wait_for()
         yield page
         assert page.problems == []
-        browser.close()
 
 
 def where(page, chart, i):
