@@ -49,7 +49,7 @@ class Product:
 
     id: str
     title: str = ""
-    image: Picture | None = None
+    image: Picture | None = field(default=None, repr=False)
     class_name: str = ""
     language: str = ""
     country: str = ""
@@ -279,6 +279,9 @@ class Dataset:
     queries: Sequence[Query]
     skipped: Sequence[ItemError] = ()
     traits: Traits = field(default=Traits(), repr=False)
+
+    def __repr__(self) -> str:
+        return f"Dataset({self.name!r}: {len(self.products):,} products, {len(self.queries):,} queries)"
 
     @cached_property
     def by_id(self) -> Mapping[str, Product]:
