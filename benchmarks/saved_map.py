@@ -1,6 +1,6 @@
 """A saved map: how large the page is, how long it takes to make, and to open and lasso in a browser.
 
-python benchmarks/saved_map.py      3,000 products of MERIT-mini with pictures, and 50,000 with and without
+python benchmarks/saved_map.py      3,000 products of MERIT-mini, and 50,000, whose pictures do not fit
 
 Embeddings and places are drawn by chance around sixteen centres: what is measured is the page. Needs Debian's
 chromium.
@@ -62,12 +62,12 @@ def in_browser(file: Path) -> tuple[float, float]:
     return opened, lassoed
 
 
-def measure(count: int, side: int | None, wanted: str) -> list[dict]:
-    own, name = chart(count), f"{count:,} products{', no pictures' if side == 0 else ''}"
+def measure(count: int, wanted: str) -> list[dict]:
+    own, name = chart(count), f"{count:,} products"
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "map.html"
         started = time.perf_counter()
-        own.save(file, side)
+        own.save(file)
         saved = time.perf_counter() - started
         opened, lassoed = zip(*(in_browser(file) for _ in range(RUNS)), strict=True)
         size = file.stat().st_size / 1e6
