@@ -127,6 +127,7 @@ class Session:
             self.judgements.pop((query.id, id), None)
         else:
             judged = Judgement(grade, text_of(word, f"query {query.id!r}", "word"), self.judge)
+            self.judgements.pop((query.id, id), None)  # the latest stands last
             self.judgements[query.id, id] = judged
         self.queries[query.id] = own
         try:
@@ -136,16 +137,20 @@ class Session:
             raise
 
     def under_its_id(self, query: Query) -> Query:
-        """The query under the id that the same question was judged by, or one that no other question has."""
-        for known in self.queries.values():
-            if _record(known) == _record(query) | {"id": known.id}:
+        """The query under the id that the same question has, in the session or in the dataset; or under one
+        that no other question has.
+        """
+        taken = {own.id: own for own in self.dataset.queries} | self.queries
+        for known in (*self.queries.values(), *self.dataset.queries):
+            alike = known.class_name == query.class_name and known is taken[known.id]
+            if alike and _record(known) == _record(query) | {"id": known.id}:
                 return replace(query, id=known.id)
-        if query.id not in self.queries:
+        if query.id not in taken:
             return query
         first = query.id.rpartition("-")[0]
-        stem = first if first in self.queries else query.id
+        stem = first if first in taken else query.id
         free = (f"{stem}-{n}" for n in count(2))
-        return replace(query, id=next(id for id in free if id not in self.queries))
+        return replace(query, id=next(id for id in free if id not in taken))
 
     def save(self) -> None:
         """Write the file anew, in its place."""

@@ -13,9 +13,13 @@ function render({ model, el }) {
 
   const gradeOf = (id) => model.get("marks")[id]?.grade ?? null;
 
-  function mark(id, grade, word = model.get("marks")[id]?.word ?? "") {
-    sent.add(id);
-    model.send({ id, grade, word });
+  // The word is the one that is read, for a mark that carries it may still be on its way; the query is the one
+  // that is seen, for the kernel may be about to show another.
+  function mark(card, grade) {
+    const { id } = card.dataset;
+    if (grade) sent.add(id);
+    else sent.delete(id);
+    model.send({ query: model.get("query"), id, grade, word: card.querySelector("input").value });
   }
 
   function goOn(card) {
@@ -40,7 +44,7 @@ function render({ model, el }) {
       button.type = "button";
       button.dataset.grade = grade;
       button.title = `mark as ${grade}: key ${n + 1}`;
-      button.addEventListener("click", () => mark(id, gradeOf(id) === grade ? null : grade));
+      button.addEventListener("click", () => mark(card, gradeOf(id) === grade ? null : grade));
       marks.append(button);
     });
     const word = document.createElement("input");
@@ -48,7 +52,7 @@ function render({ model, el }) {
     word.maxLength = 200;
     word.placeholder = "a word why";
     word.setAttribute("aria-label", `a word why, of ${label}`);
-    word.addEventListener("change", () => mark(id, gradeOf(id), word.value));
+    word.addEventListener("change", () => mark(card, gradeOf(id)));
     card.append(shown, marks, word);
     return card;
   }
@@ -69,8 +73,10 @@ function render({ model, el }) {
     }
   }
 
+  const forget = () => sent.clear();
+
   function build() {
-    sent.clear();
+    forget();
     list.replaceChildren(...model.get("cards").map(made));
     show();
   }
@@ -83,21 +89,24 @@ function render({ model, el }) {
     if (event.key in STEPS) {
       cards[cards.indexOf(card) + STEPS[event.key]]?.focus();
     } else if (["1", "2", "3"].includes(event.key)) {
-      mark(card.dataset.id, GRADES[event.key - 1]);
-      goOn(card);
+      if (!event.repeat) { // a key that is held down judges one card
+        mark(card, GRADES[event.key - 1]);
+        goOn(card);
+      }
     } else if (["0", "Backspace", "Delete"].includes(event.key)) {
-      mark(card.dataset.id, null);
-      sent.delete(card.dataset.id);
+      mark(card, null);
     } else {
       return;
     }
     event.preventDefault();
   });
   model.on("change:cards", build);
+  model.on("change:query", forget);
   model.on("change:marks", show);
   build();
   return () => {
     model.off("change:cards", build);
+    model.off("change:query", forget);
     model.off("change:marks", show);
   };
 }

@@ -17,7 +17,7 @@ from coral_lab.metrics import DEPTH
 from coral_lab.query import Product, Query
 from coral_lab.results import grey, paragraph, product_img, tile
 from coral_lab.sources.border import brief, text_of
-from coral_lab.sources.judgements import GRADES, Session
+from coral_lab.sources.judgements import GRADES, Session, check_same
 from coral_lab.study.judging import Pool
 from coral_lab.widgets.parts import Message, button, wrapped
 
@@ -26,13 +26,15 @@ LONGEST_WORD = 200
 
 
 class MarkedCards(anywidget.AnyWidget):
-    """Cards of HTML, each with what it is marked: `cards` are shown, `marks` are grades and words by id.
+    """Cards of HTML, each with what it is marked: `cards` are shown, `marks` are grades and words by id,
+    `query` is the id of what they answer.
 
     A click or a key asks for a mark: `on_mark` is called with the message of the front end.
     """
 
     _esm = Path(__file__).with_name("judged_hits.js")
     _css = Path(__file__).with_name("judged_hits.css")
+    query = traitlets.Unicode().tag(sync=True)
     cards = traitlets.List(traitlets.Dict()).tag(sync=True)
     marks = traitlets.Dict().tag(sync=True)
 
@@ -59,7 +61,7 @@ class JudgedHits(widgets.VBox):
         pairs = zip(products, cards, strict=True)
         made = [{"id": p.id, "label": p.title or p.id, "html": card} for p, card in pairs]
         with self.cards.hold_sync():
-            self.cards.cards = made
+            self.cards.query, self.cards.cards = query.id, made
             self._tell(query)
 
     def mark(self, id: str, grade: str | None, word: str = "") -> None:
@@ -74,8 +76,13 @@ class JudgedHits(widgets.VBox):
         """A message of the front end, which anything may have sent."""
         ids = {card["id"] for card in self.cards.cards}
         id, grade, word = (content.get(name) for name in ("id", "grade", "word"))
-        if not isinstance(id, str) or id not in ids or not (grade is None or grade in GRADES):
+        if not isinstance(id, str) or id not in ids or grade not in (None, *GRADES):
             raise ValueError(f"mark {brief(grade)} of {brief(id)} is none of these hits'; reload the page")
+        if content.get("query") != self.cards.query:  # pressed while the kernel was at another
+            asked = brief(content.get("query"))
+            raise ValueError(
+                f"query {asked} is no longer shown, and its mark not kept; go back to it and mark again"
+            )
         self.mark(id, grade, text_of(word, f"product {id}", "word")[:LONGEST_WORD])
 
     def _tell(self, query: Query) -> None:
@@ -168,7 +175,11 @@ class JudgingBench(widgets.VBox):
 
 
 def disagreements(first: Session, second: Session) -> widgets.HTML:
-    """Products that two people marked differently, with both marks and words, those furthest apart first."""
+    """Products that two people marked differently, with both marks and words, those furthest apart first.
+
+    Raises ValueError as `check_same` does.
+    """
+    check_same((first, second))
     keys = [key for key in first.judgements if key in second.judgements]
     apart = {k: abs(first.judgements[k].relevance - second.judgements[k].relevance) for k in keys}
     rows = []

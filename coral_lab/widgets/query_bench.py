@@ -213,8 +213,6 @@ class QueryBench(widgets.VBox):
         self.edit(conditions=(*self.query.conditions[:i], condition, *self.query.conditions[i + 1 :]))
 
     def _search(self, query: Query, format: str, model: str) -> None:
-        if self.session is not None:
-            query = self.session.under_its_id(query)
         started = perf_counter()
         found = self.indexes[model].search(query, max(self.k, REMEMBERED), format=self.formats[format])
         cards = replace(found, hits=found.hits[: self.k]).cards(self.pinned)
@@ -223,10 +221,20 @@ class QueryBench(widgets.VBox):
         self.at = len(self.steps) - 1  # only now: what fails above leaves all as it was
         self._show(cards)
 
+    def _name(self) -> None:
+        """Give what is shown its id: of a step gone back to it may have become another question's since."""
+        if self.session is not None:
+            query = self.session.under_its_id(self.query)
+            ranking = replace(self.step.ranking, query=query)
+            self.steps[self.at] = replace(self.step, query=query, ranking=ranking)
+
     def _left(self) -> Query | None:
         """The query that the session judged last."""
-        known = list(self.session.queries.values()) if self.session else []
-        return self._answered(known[-1]) if known else None
+        if self.session is None or not self.session.queries:
+            return None
+        known = self.session.queries
+        last = next(reversed(self.session.judgements), (next(reversed(known)), ""))[0]
+        return self._answered(known[last])
 
     def _answered(self, query: Query) -> Query:
         return replace(query, positives=right_answers(query, self.products))
@@ -303,6 +311,7 @@ class QueryBench(widgets.VBox):
             self.set(self._answered(self.session.queries[id]))
 
     def _show(self, cards: Sequence[str]) -> None:
+        self._name()
         self._sync()
         if self.judged is None:
             self.gallery.value = flow(cards)

@@ -6,10 +6,13 @@ import math
 import os
 import re
 import signal
+from base64 import b64encode
+from pathlib import Path
 
 import nbformat
 import pytest
 
+from coral_lab.widgets import judged_hits
 from tests.e2e.serving import NEEDS_CHROMIUM, READY, SHOTS, chromium, new_page, serving
 
 pytestmark = NEEDS_CHROMIUM
@@ -138,3 +141,64 @@ def test_marks_survive_a_killed_kernel_and_become_a_number(browser, tmp_path, ap
         assert re.search(r"judged@10 +1\.000", found), found
         assert page.problems == []
         page.close()
+
+
+PAGE = """
+<div id="here"></div>
+<script type="module">
+const { default: { render } } = await import("data:text/javascript;base64,SCRIPT");
+const ids = ["a", "b", "c"];
+const state = { query: "mine", marks: {}, cards: ids.map((id) => ({ id, label: id, html: id })) };
+window.sent = [];
+const heard = {};
+const model = {
+  get: (name) => state[name],
+  set: (name, value) => { state[name] = value; heard["change:" + name]?.(); },
+  send: (content) => window.sent.push(content),
+  on: (name, act) => { heard[name] = act; },
+  off: () => {},
+};
+window.model = model;
+render({ model, el: document.getElementById("here") });
+</script>
+"""
+
+
+@pytest.fixture
+def cards(browser):
+    """The front end by itself, before a kernel that has not answered yet."""
+    script = b64encode(Path(judged_hits.__file__).with_name("judged_hits.js").read_bytes()).decode()
+    page = new_page(browser, 700, 500)
+    page.set_content(PAGE.replace("SCRIPT", script))
+    page.locator(".coral-card").nth(2).wait_for()
+    yield page
+    assert page.problems == []
+    page.close()
+
+
+def test_a_word_is_not_lost_to_the_mark_after_it(cards):
+    cards.evaluate("model.set('marks', { a: { grade: 'right', word: '' } })")
+    first = cards.locator(".coral-card").first
+    first.locator("input").fill("other strap")
+    first.locator("button[data-grade=wrong]").click()  # before the kernel has said that the word is kept
+    asked = [(own["query"], own["grade"], own["word"]) for own in cards.evaluate("sent")]
+    assert asked == [("mine", "right", "other strap"), ("mine", "wrong", "other strap")]
+
+
+def test_a_key_that_is_held_down_judges_one_card(cards):
+    cards.locator(".coral-card").first.focus()
+    for _ in range(3):
+        cards.keyboard.down("1")  # without a release: the second and third are repeats
+    assert [own["id"] for own in cards.evaluate("sent")] == ["a"]
+
+
+def test_a_mark_taken_back_is_to_be_judged_again(cards):
+    button = cards.locator(".coral-card").first.locator("button[data-grade=right]")
+    button.click()
+    cards.evaluate("model.set('marks', { a: { grade: 'right', word: '' } })")
+    button.click()
+    cards.evaluate("model.set('marks', {})")
+    cards.locator(".coral-card").nth(1).focus()
+    cards.keyboard.press("2")
+    cards.keyboard.press("3")
+    assert cards.evaluate("document.activeElement.dataset.id") == "a"

@@ -1,6 +1,7 @@
 """Marking on the bench and blind: what is shown is what the file has, and nothing else is told."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import ipywidgets
@@ -58,7 +59,8 @@ def asked(shop, place=0, id="mine"):
 
 def press(judged, id, grade, word=""):
     """What the front end sends."""
-    judged.cards._handle_custom_msg({"id": id, "grade": grade, "word": word}, [])
+    content = {"query": judged.query.id, "id": id, "grade": grade, "word": word}
+    judged.cards._handle_custom_msg(content, [])
 
 
 def test_a_mark_is_shown_when_the_file_has_it(pool, shop, session):
@@ -118,16 +120,62 @@ def test_a_mark_that_cannot_be_kept_is_none(pool, shop, session, monkeypatch):
     [
         {},
         {"id": "29", "grade": "right", "word": ""},
-        {"id": "0", "grade": "best", "word": ""},
-        {"id": ["0"], "grade": None, "word": ""},
-        {"id": "0", "grade": "right", "word": 7},
+        {"id": "1", "grade": "best", "word": ""},
+        {"id": ["1"], "grade": None, "word": ""},
+        {"id": "1", "grade": "right", "word": 7},
+        {"id": "1", "grade": ["right"], "word": ""},
+        {"query": "another", "id": "1", "grade": "right", "word": ""},
     ],
 )
 def test_what_the_front_end_never_sends_is_refused(pool, shop, session, content):
     bench = QueryBench(pool, asked(shop), session=session, k=5)
-    bench.judged.cards._handle_custom_msg(content, [])
+    bench.judged.cards._handle_custom_msg({"query": bench.query.id} | content, [])
     assert not session.judgements
     assert 'role="alert"' in bench.message.value
+
+
+def test_an_undone_step_is_not_the_question_that_was_marked(pool, shop, session):
+    bench = QueryBench(pool, asked(shop), session=session, k=5)
+    bench.swap(0, shop.products[2])  # nothing is judged yet: both steps are "mine"
+    press(bench.judged, "1", "right")
+    bench.undo()
+    assert (bench.query.references[0].id, bench.query.id) == ("0", "mine-2")
+    assert bench.judged.cards.marks == {}
+    press(bench.judged, "1", "wrong")
+    assert session.relevance("mine") == {"1": 2}
+    assert session.relevance("mine-2") == {"1": 0}
+
+
+def test_an_edit_leaves_the_datasets_own_query_its_id(pool, shop, tmp_path):
+    own = replace(shop, queries=(asked(shop, 0, "q"),))
+    session = Session.open(tmp_path / "ada.json", own)
+    bench = QueryBench(pool, own.queries[0], session=session, k=5)
+    bench.swap(0, shop.products[9])
+    press(bench.judged, "8", "right")
+    assert list(session.queries) == ["q-2"]
+    bench.swap(0, shop.products[0])
+    assert bench.query.id == "q"
+    blind = JudgingBench([Pool(own.queries[0], tuple(shop.products[:3]))], session)
+    press(blind.hits, "0", "right")
+    assert session.relevance("q") == {"0": 2}
+
+
+def test_it_opens_at_the_latest_mark(pool, shop, session):
+    bench = QueryBench(pool, asked(shop), session=session, k=5)
+    press(bench.judged, "1", "right")
+    bench.swap(0, shop.products[9])
+    press(bench.judged, "8", "right")
+    bench.asked_before.value = "mine"
+    press(bench.judged, "1", "wrong")  # another mind about an old mark
+    assert QueryBench(pool, session=Session.open(session.file, shop), k=5).query.id == "mine"
+
+
+def test_disagreements_are_about_one_question(shop, tmp_path):
+    ada, bo = (Session.open(tmp_path / f"{name}.json", shop, judge=name) for name in ("ada", "bo"))
+    ada.mark(asked(shop, 0), "1", "right")
+    bo.mark(asked(shop, 5), "1", "wrong")
+    with pytest.raises(ValueError, match="query 'mine' is another"):
+        disagreements(ada, bo)
 
 
 def test_titles_are_texts(pool, shop, session):
