@@ -22,7 +22,7 @@ from coral_lab.replication.reproducing import Matrix, reproduce
 from coral_lab.results import page as whole_page
 from coral_lab.study import plots
 from coral_lab.widgets import NeighbourhoodMap
-from tests.e2e.test_browser import ARGUMENTS, CHROMIUM
+from tests.e2e.serving import ARGUMENTS, CHROMIUM
 
 pytestmark = pytest.mark.skipif(not Path(CHROMIUM).exists(), reason="needs Debian's chromium")
 

@@ -26,7 +26,7 @@ PROCESSES = {name: 8 if "8x" in name else 1 for name in NAMES}
 def asked(monkeypatch, tmp_path):
     """Runs `coral-lab train` as far as loading and training, and gives what these were asked for."""
     found = {}
-    shop = Namespace(skipped=())
+    shop = Namespace(skipped=(), queries=("a query",))
     monkeypatch.setattr(opening, "dataset", lambda *given, **more: found.update(data=given) or shop)
     monkeypatch.setattr(loading, "load_network", lambda name, **more: found.update(more, model=name) or name)
     monkeypatch.setattr(model, "with_most_pixels", lambda _, pixels: found.update(pixels=pixels))
