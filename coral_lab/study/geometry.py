@@ -266,10 +266,14 @@ def label_agreement(
     """How often neighbours have a label in common, and how often they would if labels were dealt out anew.
 
     `labels` are one or several values for each row, by name; rows of several agree if they share one. With
-    `apart`, a listing for each row, say, neighbours of the same one do not count. Columns: label, agreement,
-    by chance, low, high (mean and 95% interval over permutations), p (one-sided: that chance agrees as much).
-    Rows without a value are left out of both. Raises ValueError for lengths that differ.
+    `apart`, a listing for each row, say, neighbours of the same one do not count, and listings' labels are
+    dealt out together: siblings have one label and the same neighbours, so they are no independent rows.
+    Columns: label, agreement, by chance, low, high (mean and 95% interval over permutations), p (one-sided:
+    that chance agrees as much; NaN where no neighbours count). Rows without a value are left out of both.
+    Raises ValueError for lengths that differ or fewer than one permutation.
     """
+    if permutations < 1:
+        raise ValueError(f"permutations is {permutations}; choose 1 or more")
     rng, rows = np.random.default_rng(seed), []
     for name, own in labels.items():
         if len(own) != len(near) or (apart is not None and len(apart) != len(near)):
@@ -282,13 +286,14 @@ def label_agreement(
             counted &= groups[near] != groups[:, None]
         agree = _agreement(bits, near, counted)
         there = np.flatnonzero(known)
-        drawn = []
+        group = (np.arange(len(near)) if apart is None else pd.factorize(groups)[0])[there]
+        drawn, home = [], there[np.argsort(group, kind="stable")]
         for _ in range(permutations):
-            dealt = bits.copy()
-            dealt[there] = bits[rng.permutation(there)]
+            dealt, turn = bits.copy(), rng.permutation(len(near))[group]
+            dealt[home] = bits[there[np.argsort(turn, kind="stable")]]
             drawn.append(_agreement(dealt, near, counted))
         low, high = np.quantile(drawn, [0.025, 0.975])
-        p = (1 + sum(value >= agree for value in drawn)) / (1 + permutations)
+        p = (1 + sum(value >= agree for value in drawn)) / (1 + permutations) if counted.any() else np.nan
         row = {"label": name, "agreement": agree, "by chance": float(np.mean(drawn))}
         rows.append(row | {"low": low, "high": high, "p": p})
     return pd.DataFrame(rows)

@@ -16,6 +16,8 @@ from coral_lab.study.plots import PALETTE, SYMBOLS, plain
 
 LOOKS = len(PALETTE) * len(SYMBOLS)  # labels that can be told apart
 OTHER = "#b3b3b3"
+NO_LABEL = "no label"
+"""What products are called that an ordered or other Categorical leaves out."""
 NAMED = 12  # clusters whose names are written
 
 Labels: TypeAlias = Sequence[str] | pd.Categorical | Callable[[], Sequence[str] | pd.Categorical]
@@ -66,8 +68,10 @@ def labels(products: Sequence[Product]) -> dict[str, Labels]:
 
 def looks(names: Sequence[str], ordered: bool) -> list[tuple[str, str, str]]:
     """Name, colour and shape of each label: with more than seven a colour comes again in another shape."""
+    if names and names[-1] == NO_LABEL:
+        return [*looks(names[:-1], ordered), (NO_LABEL, OTHER, SYMBOLS[0])]
     if ordered:
-        shares = np.linspace(0, 1, len(names)) if len(names) > 1 else [0.0]
+        shares = np.linspace(0, 1, len(names))
         return [
             (name, colour, SYMBOLS[0])
             for name, colour in zip(names, sample_colorscale("Cividis", shares), strict=True)

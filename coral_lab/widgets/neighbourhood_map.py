@@ -69,6 +69,10 @@ class NeighbourhoodMap(widgets.VBox):
                 f"{len(queries)} queries and {0 if query_embeddings is None else len(query_embeddings)} "
                 "query_embeddings; give each its embedding"
             )
+        if clusters is not None and len(clusters.codes) != len(products):
+            raise ValueError(
+                f"{len(products)} products and clusters of {len(clusters.codes)}; make them of these products"
+            )
         self.products, self.embeddings, self.places, self.title = (
             list(products),
             embeddings,
@@ -326,6 +330,8 @@ class NeighbourhoodMap(widgets.VBox):
             values = pd.Categorical([str(value) for value in values])
             values = values.reorder_categories(pd.Series(values).value_counts().index)
         names, codes = [str(name) for name in values.categories], np.asarray(values.codes, np.int64)
+        if (codes < 0).any():
+            codes, names = np.where(codes < 0, len(names), codes), [*names, map_drawing.NO_LABEL]
         if len(names) <= map_drawing.LOOKS:
             return names, codes, ordered
         others = f"other ({len(names) - map_drawing.LOOKS + 1} labels)"

@@ -48,6 +48,7 @@ async function main() {
   const everything = map.titles.map((_, i) => i);
   const lower = map.titles.map((title) => title.toLowerCase());
   let lines = [];
+  let marked = [];
 
   function picture(i, size) {
     if (!map.pictures[i]) return element("div", "no picture");
@@ -79,6 +80,12 @@ async function main() {
     at("ids").value = chosen.map((i) => map.ids[i]).join("\n");
   }
 
+  // What is chosen otherwise than by a lasso takes the lasso away; the rest fades.
+  function mark(chosen) {
+    marked = chosen;
+    delete map.layout.selections;
+  }
+
   function line(name, colour, dash, from, ends) {
     const path = (own, start) => ends.flatMap((i) => [start, own[i], null]);
     return {
@@ -102,6 +109,7 @@ async function main() {
     const count = lost.filter(Boolean).length;
     show([i, ...own], `${count} of ${own.length} neighbours are torn away`, notes);
     tell(i);
+    mark([i, ...own]);
     join([x[i], y[i]], own, lost);
   }
 
@@ -111,6 +119,7 @@ async function main() {
       (_, n) => `${n + 1}${query.torn[n] ? ", torn away" : ""}${query.right[n] ? ", ✓ positive" : ""}`,
     );
     show(query.near, `${count} of the ${query.near.length} nearest to ${query.id} are right answers`, notes);
+    mark(query.near);
     join(query.place, query.near, query.torn);
   }
 
@@ -129,16 +138,24 @@ async function main() {
   }
 
   let drawn = [];
+  let drawing = 0; // plotly tells of a lasso that is taken away as if the reader had done it
   function draw(anew = false) {
     if (anew || !drawn.length) drawn = points();
+    const own = new Set(marked);
+    const fading = marked.length || map.layout.selections?.length;
+    for (const trace of drawn) {
+      trace.selectedpoints = fading ? trace.customdata.flatMap((i, n) => (own.has(i) ? [n] : [])) : null;
+    }
     const stars = {
       type: "scatter", mode: "markers", name: "queries", hoverinfo: "text", showlegend: map.queries.length > 0,
       x: map.queries.map((own) => own.place[0]), y: map.queries.map((own) => own.place[1]),
       text: map.queries.map((own) => own.shown), marker: { symbol: "star", size: 15, color: "#000000" },
     };
-    return Plotly.react("map", [...drawn, ...lines, stars], map.layout, {
+    drawing += 1;
+    const done = Plotly.react("map", [...drawn, ...lines, stars], map.layout, {
       displaylogo: false, responsive: true, showSendToCloud: false,
     });
+    return done.finally(() => { drawing -= 1; });
   }
 
   map.colours.forEach((own, n) => {
@@ -162,12 +179,17 @@ async function main() {
     else if (event.points[0].data.name === "queries") lookFrom(map.queries[event.points[0].pointNumber]);
   });
   chart.on("plotly_selected", (event) => {
-    if (event) {
+    if (event && !drawing) {
       const chosen = placesOf(event).sort((a, b) => a - b);
+      marked = chosen;
       show(chosen, `${chosen.length} chosen`);
     }
   });
-  chart.on("plotly_deselect", () => show([], ""));
+  chart.on("plotly_deselect", () => {
+    if (drawing) return;
+    marked = [];
+    show([], "");
+  });
   at("colour").addEventListener("change", () => draw(true));
   at("query").addEventListener("change", () => at("query").value && lookFrom(map.queries[at("query").value]));
   at("find").addEventListener("change", () => {
@@ -176,6 +198,9 @@ async function main() {
     if (named >= 0) return lookAt(named);
     const found = words.length ? everything.filter((i) => words.every((word) => lower[i].includes(word))) : [];
     show(found, `${found.length} titles have these words`);
+    lines = [];
+    mark(found);
+    draw();
   });
   at("copy").addEventListener("click", () => {
     at("ids").select();

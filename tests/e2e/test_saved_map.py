@@ -128,6 +128,22 @@ def test_colours_words_and_queries(page, chart):
     assert gallery(page) == [chart.products[i].id for i in chart.nearest_to_query(0)[0]]
 
 
+def test_what_is_found_takes_the_lasso_away_and_stays_marked_in_other_colours(page, chart):
+    marked = """() => { const map = document.getElementById("map");
+        const own = (trace) => trace.selectedpoints ?? [];
+        const chosen = map.data.flatMap((trace) => own(trace).map((n) => trace.customdata?.[n]));
+        return [(map.layout.selections ?? []).length, chosen]; }"""
+    test_a_lasso_lists_what_lies_within(page, chart)
+    assert page.evaluate(marked)[0] == 1
+    page.fill("#find", chart.products[40].id)
+    page.keyboard.press("Enter")
+    told(page, "neighbours are torn away")
+    for name in ("cluster", "class"):
+        page.select_option("#colour", label=name)
+        count, chosen = page.evaluate(marked)
+        assert (count, sorted(chosen)) == (0, sorted([40, *chart.neighbours(40)]))
+
+
 def test_texts_are_texts_and_a_missing_picture_says_so(page, chart):
     page.fill("#find", chart.products[3].id)
     page.keyboard.press("Enter")

@@ -334,3 +334,27 @@ def test_labels_that_are_the_clusters_agree_and_random_ones_do_as_chance_has_it(
     )
     assert table.loc["dealt", "p"] > 0.01
     assert 0 <= table.loc["many", "agreement"] < 0.2
+
+
+def test_siblings_labels_are_dealt_out_together():
+    """Labels that listings got by chance: a p below .05 in about one of twenty, not in a third of them."""
+    small = [_p_of_listings(seed) < 0.05 for seed in range(60)]
+    assert np.mean(small) <= 0.15
+
+
+def _p_of_listings(seed):
+    rng = np.random.default_rng(seed)
+    rows = np.repeat(rng.normal(size=(60, 24)), 8, axis=0) + 0.15 * rng.normal(size=(480, 24))
+    rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+    listing = [str(n) for n in np.repeat(np.arange(60), 8)]
+    kind = [str(n) for n in np.repeat(rng.integers(0, 4, 60), 8)]
+    near = geometry.neighbours(rows, 15)
+    table = geometry.label_agreement(near, {"kind": kind}, apart=listing, permutations=99, seed=seed)
+    return table["p"].iloc[0]
+
+
+def test_where_no_neighbours_count_there_is_no_p():
+    table = geometry.label_agreement(SIX, {"kind": list("aaabbb"), "none": [()] * 6}, apart=["one"] * 6)
+    assert table[["agreement", "p"]].isna().all(axis=None)
+    with pytest.raises(ValueError, match="permutations is 0"):
+        geometry.label_agreement(SIX, {"kind": list("aaabbb")}, permutations=0)

@@ -8,9 +8,10 @@ import coral_lab as cl
 from coral_lab.query import Product
 from coral_lab.results import FRAME
 from coral_lab.study import geometry
+from coral_lab.study.cluster_names import Clusters
 from coral_lab.study.plots import SYMBOLS
 from coral_lab.widgets.linked_maps import side_by_side
-from coral_lab.widgets.map_drawing import LOOKS, NUMBERS
+from coral_lab.widgets.map_drawing import LOOKS, NO_LABEL, NUMBERS, OTHER
 from coral_lab.widgets.neighbourhood_map import NeighbourhoodMap
 
 NEAR, TORN, RIGHT, STARS = 1, 2, 3, 4
@@ -203,3 +204,27 @@ def test_what_does_not_fit_is_refused(space):
     maps = [NeighbourhoodMap(some, rows[:20], np.zeros((20, 2))) for some in (products[:20], products[20:40])]
     with pytest.raises(ValueError, match="other products"):
         side_by_side(*maps)
+
+
+@pytest.mark.parametrize("known", [0, 1, 5])
+def test_products_that_a_categorical_leaves_out_are_drawn_and_say_so(space, known):
+    products, rows = space
+    places = geometry.pca(rows)[0]
+    prices = [("low", "high")[i % 2] if i < known else None for i in range(len(products))]
+    values = pd.Categorical(prices, ["low", "high"][: max(known, 0)], ordered=True)
+    chart = NeighbourhoodMap(products, rows, places, extra={"price": values})
+    names, codes, _ = chart.coded("price")
+    assert names[-1] == NO_LABEL
+    assert (codes == len(names) - 1).sum() == len(products) - known
+    chart.colour.value = "price"
+    drawn = {trace.name: trace for trace in chart.static().figure.data}
+    assert len(drawn[NO_LABEL].x) == len(products) - known
+    assert drawn[NO_LABEL].marker.color == OTHER
+
+
+def test_clusters_of_other_products_are_refused(space):
+    products, rows = space
+    places = geometry.pca(rows)[0]
+    few = Clusters(np.zeros(3, np.int64), ("bag",))
+    with pytest.raises(ValueError, match=f"{len(products)} products and clusters of 3"):
+        NeighbourhoodMap(products, rows, places, clusters=few)
