@@ -304,8 +304,9 @@ print(f"{cells['seed'].nunique()} seeds, {steps} steps of {batch} pairs, {querie
 cells.pivot(index="arm", columns="seed", values="R@1").reindex(list(ARMS["loss-ablation"])).round(3)
 
 # %% [markdown]
-# Each against contrastive alone, on the same queries and seeds: a paired permutation test over queries,
-# p-values corrected for being seven (Holm).
+# Each against contrastive alone, on the same queries and seeds: a paired t test over seeds, since all queries
+# of one training move together; p-values corrected for being seven (Holm). Three seeds see only what is three
+# times as large as they differ by.
 
 # %%
 ablation = compare_arms(read_results(results_file("loss-ablation-ranks"), "query")).set_index("arm")

@@ -12,7 +12,7 @@ from coral_lab import Settings, dataset, encode, evaluate, load
 from coral_lab.cli import main, measuring
 from coral_lab.mini.demo import demo
 from coral_lab.mini.merit_mini import catalogue
-from coral_lab.replication import experiments, reproduce_page, reproducing
+from coral_lab.replication import asked, experiments, reproduce_page, reproducing
 from coral_lab.sources import hub
 from coral_lab.sources.writing import write_merit
 
@@ -36,7 +36,7 @@ def test_evaluate_writes_metrics_run_and_breakdown(random_folder, tmp_path, caps
 
 def test_the_experiments_are_those_there_are():
     assert tuple(experiments.ARMS) == measuring.TRAINED
-    assert tuple(experiments.ASKED) == measuring.ASKED
+    assert tuple(asked.ASKED) == measuring.ASKED
     assert reproducing.CHOICES == measuring.CHOICES == tuple(reproduce_page.CHOICES)
 
 

@@ -23,6 +23,7 @@ CONFIG: dict[str, type] = {
 
 STEP = ("batch_size", "chunk", "negatives")
 CORAL = ("lambda1", "lambda2", "vision", "language", "mask_rate", "temperature")
+OWN = ("learn_temperature", "reconstruct", "shuffled")  # of `train` alone
 
 MORE: dict[str, type] = {
     "epochs": float,
@@ -30,6 +31,7 @@ MORE: dict[str, type] = {
     "tracker": str,
     "weight_decay": float,
     "decoder_learning_rate": float,
+    "decoders_first": int,
 }
 SWITCHES = {
     "checkpointing": "keep no states inside the layers, and work them out again (gradient checkpointing)",
@@ -37,6 +39,7 @@ SWITCHES = {
     "shard": "a part of every parameter on each process (FSDP2), under torchrun or accelerate launch",
     "freeze_vision": "the vision tower does not learn",
     "learn_temperature": "the temperature learns",
+    "shuffled": "rebuild from another row's h_eos: the same work without information, an ablation's control",
 }
 
 
@@ -52,6 +55,7 @@ def add_to(commands: Any) -> None:
     parser.add_argument("--split", help="of the data; train by default")
     parser.add_argument("--sample", type=positive, help="for data without queries: so many, from attributes")
     parser.add_argument("--objective", choices=("coral", "contrastive"), help="coral by default")
+    parser.add_argument("--reconstruct", help="what Coral rebuilds: target (by default), query or both")
     parser.add_argument("--out", required=True, type=Path, help="a folder; it goes on there")
     parser.add_argument("--held-out", type=positive, help="so many queries are kept back, by listing")
     parser.add_argument("--batches", help="mixed: every query once an epoch; closer: more and more alike")
@@ -124,7 +128,7 @@ def train(options: argparse.Namespace) -> None:
     if not options.model or not options.data:
         raise ValueError("--model and --data are needed, here or in a --config file")
     objective = OBJECTIVES[options.objective or "coral"]
-    coral = replace(objective.coral, **_given(options, (*CORAL, "learn_temperature")))
+    coral = replace(objective.coral, **_given(options, (*CORAL, *OWN)))
     step = replace(
         objective, coral=coral, **_given(options, (*STEP, "batches", "format", "checkpointing", "augmented"))
     )
@@ -175,7 +179,7 @@ def _take_config(options: argparse.Namespace) -> None:
     kinds = CONFIG | MORE | dict.fromkeys(CORAL, float) | dict.fromkeys(SWITCHES, bool)
     kinds |= dict.fromkeys((*STEP, "held_out", "lora", "pixels", "sample"), int) | {"lora_targets": list}
     texts = ("model", "data", "split", "objective", "batches", "format", "dtype", "attention", "on_error")
-    kinds |= dict.fromkeys((*texts, "push_to_hub", "device"), str)
+    kinds |= dict.fromkeys((*texts, "push_to_hub", "device", "reconstruct"), str)
     lasts = options.steps or options.epochs  # given on the command line, which wins in either unit
     for name, value in found.items():
         kind = kinds.get(name)

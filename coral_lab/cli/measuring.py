@@ -102,6 +102,7 @@ def encode(options) -> None:
 
 
 def experiment(options) -> None:
+    from coral_lab.replication import asked as asking
     from coral_lab.replication import experiments
     from coral_lab.replication.cells import RESULTS, compare_arms, read_results
 
@@ -123,9 +124,9 @@ def experiment(options) -> None:
         options.split, options.offline, options.on_error = "test", False, "raise"
         shop = data_of(options)
         shop = replace(shop, queries=shop.queries[: options.limit])
-        models = options.models or experiments.CHECKPOINTS
+        models = options.models or asking.CHECKPOINTS
         command = shlex.join(["coral-lab", *_without_out(options.arguments)])
-        table = experiments.ASKED[options.name](shop, models, command=command, out=out)
+        table = asking.ASKED[options.name](shop, models, command=command, out=out)
     if options.name == "loss-ablation":
         table = compare_arms(read_results(out / "loss-ablation-ranks.csv", "query"))
     say(table.round(4).to_string(index=False))

@@ -1,33 +1,27 @@
-"""The experiments behind the findings: what is trained, what is only asked, and on which queries.
+"""The experiments behind the findings that train: which arms, and on which queries they are measured.
 
-Trained, three seeds each from one base: `loss-ablation` (which terms help, and weighed how), `methods` (LoRA,
-pasted pictures) and `ood` (a class, language or attribute held back, beside a control of the same size).
-Asked of checkpoints as they are: `formats` (Seq, Cat, captions), `conditions` (one dropped or swapped) and
-`mistakes` (what wrong first hits fail).
+Three seeds each from one base: `loss-ablation` (which terms help, and weighed how), `methods` (LoRA, pasted
+pictures) and `ood` (a class, language or attribute held back, beside a control of the same size).
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from random import Random
 
 import pandas as pd
 
-from coral_lab.encoder import UNKEPT, Settings
+from coral_lab.encoder import UNKEPT
 from coral_lab.evaluation import evaluate
 from coral_lab.mini.merit_mini import catalogue
 from coral_lab.mini.pairs import mini_pairs
 from coral_lab.models import fingerprints
-from coral_lab.models.loading import load, load_network
+from coral_lab.models.loading import load_network
 from coral_lab.models.model import Model
 from coral_lab.prompts import LANGUAGES
 from coral_lab.query import Dataset, Query
 from coral_lab.replication.cells import RESULTS, WORK, Cell, Measured, measure_cells, ranked
-from coral_lab.retrieval import index
-from coral_lab.study.edits import AS_ASKED, dropped, shown_by, swapped
-from coral_lab.study.error_analysis import mistakes
-from coral_lab.study.sweeps import sweep
 from coral_lab.training.config import StepConfig, TrainConfig
 from coral_lab.training.from_data import train_pairs
 from coral_lab.training.lora import add_lora
@@ -79,10 +73,6 @@ QUERIES = {"loss-ablation": 1000, "methods": 1000, "ood": 2000}
 
 START = "mini-base"
 """What is trained starts from it, unless told otherwise."""
-
-QUIET = Settings(progress=False)
-
-CHECKPOINTS = ("mini-base", "mini-contrastive", "mini")
 
 
 @dataclass(frozen=True)
@@ -196,94 +186,3 @@ def _within(query: Query, ids: set[str]) -> Query | None:
     positives = tuple(id for id in query.positives if id in ids)
     left = positives and all(product.id in ids for product in query.references)
     return replace(query, positives=positives) if left else None
-
-
-def formats(
-    shop: Dataset, models: Sequence[str] = CHECKPOINTS, *, command: str = "", out: Path = RESULTS
-) -> pd.DataFrame:
-    """Every format of every checkpoint on all queries: arms "mini-base seq", "mini-base cat", …"""
-
-    def cells() -> Iterator[Cell]:
-        for name in models:
-            pool = cache(lambda name=name: index(load(name), shop.products, settings=QUIET))
-            for format in ("seq", "cat", "caption"):  # the paper's three
-                measure = partial(
-                    lambda pool, format: ranked(pool().evaluate(shop.queries, format)), pool, format
-                )
-                yield Cell(f"{name} {format}", 0, measure)
-
-    return _ask("formats", cells(), shop, command, out)
-
-
-def conditions(
-    shop: Dataset, models: Sequence[str] = CHECKPOINTS, *, command: str = "", out: Path = RESULTS
-) -> pd.DataFrame:
-    """What becomes of the ranking when one condition is dropped, or swapped for another value, each in turn.
-
-    Rows about queries: query, attribute, edit, kept (the first hit stays), overlap (share of the first ten
-    that stay), old and new (the first hit has the value asked before, or now; swapped only).
-    """
-    edits = [dropped, swapped(shown_by(shop.queries))]
-
-    def measure(name: str) -> Measured:
-        table = sweep(index(load(name), shop.products, settings=QUIET), shop.queries, edits)
-        rows = pd.DataFrame(_edits(table, shop))
-        means = rows.groupby("edit")[["kept", "overlap"]].mean()
-        row = {f"{edit} {column}": means.loc[edit, column] for edit in means.index for column in means}
-        return Measured(row | {"swapped new": rows["new"].mean()}, queries=rows)
-
-    cells = (Cell(name, 0, partial(measure, name)) for name in models)
-    return _ask("conditions", cells, shop, command, out)
-
-
-def _edits(table: pd.DataFrame, shop: Dataset) -> Iterator[dict]:
-    asked = table[table["edit"] == AS_ASKED].set_index("query")["first"]
-    for row in table[table["edit"] != AS_ASKED].itertuples():
-        edit, attribute = row.edit.split(" ", 1)
-        found = {
-            "query": row.query,
-            "attribute": attribute,
-            "edit": "dropped" if edit == "without" else "swapped",
-            "kept": int(row.first == asked[row.query]),
-            "overlap": round(row.overlap, 3),
-        }
-        if edit == "another":
-            first = shop.product(row.first)
-            old, new = (
-                {c.attribute: c for c in query.conditions}[attribute]
-                for query in (row.edited.parent, row.edited)
-            )
-            found |= {"old": int(bool(old.met_by(first))), "new": int(bool(new.met_by(first)))}
-        yield found
-
-
-def errors(
-    shop: Dataset, models: Sequence[str] = CHECKPOINTS, *, command: str = "", out: Path = RESULTS
-) -> pd.DataFrame:
-    """Every wrong first hit, sorted by what it fails (`mistakes.mistakes`)."""
-
-    def measure(name: str) -> Measured:
-        result = evaluate(load(name), shop.queries, shop.products, settings=QUIET)
-        rows = mistakes(result, shop.traits)
-        kinds = rows["kind"].value_counts(normalize=True)
-        rows["violated"] = rows["violated"].map(" ".join)
-        rows["gap"] = rows["gap"].round(4)
-        return Measured({"wrong": len(rows) / len(shop.queries), **kinds}, queries=rows)
-
-    cells = (Cell(name, 0, partial(measure, name)) for name in models)
-    return _ask("mistakes", cells, shop, command, out)
-
-
-ASKED: Mapping[str, Callable[..., pd.DataFrame]] = {
-    "formats": formats,
-    "conditions": conditions,
-    "mistakes": errors,
-}
-"""The experiments without training."""
-
-
-def _ask(name: str, cells: Iterable[Cell], shop: Dataset, command: str, out: Path) -> pd.DataFrame:
-    settings: dict[str, str | int] = {"data": shop.name, "queries": len(shop.queries)}
-    return measure_cells(
-        name, cells, settings, command or f"coral_lab.replication.experiments.ASKED[{name!r}]", out
-    )

@@ -3,7 +3,8 @@
 A finding is `replicated` if our effect goes the paper's way and cannot be chance (p < 0.05 after Holm's
 correction over the whole table); `not replicated` if it surely goes the other way, or if our interval leaves
 out the published size; else `not testable at this scale`: the interval leaves room for the paper's effect and
-for none.
+for none. Trained arms are compared over seeds, checkpoints that are only asked over queries, and every
+interval is its own test turned round (`seeds`).
 """
 
 from collections.abc import Callable, Mapping
@@ -12,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest
 
-from coral_lab.metrics import Estimate, crossed_change, crossed_estimate, estimate, holm, paired_difference
+from coral_lab.metrics import Difference, Estimate, holm
 from coral_lab.mini.merit_mini import catalogue
 from coral_lab.replication.cells import hits_of, read_results, results_file
+from coral_lab.replication.seeds import compare, difference, share
 from coral_lab.sources.package_files import shipped
 
 REPLICATED, NOT_REPLICATED, NOT_TESTABLE = "replicated", "not replicated", "not testable at this scale"
@@ -111,24 +112,36 @@ def _ranks(results: Path | None, *names: str) -> pd.DataFrame:
 
 
 def _change(*names: str, arm: str, baseline: str, k: int = 1) -> Callable[[Path | None, float], Effect]:
-    """Relative change of R@k between two arms on the same queries and seeds."""
+    """Relative change of R@k between two arms on the same queries: of trained ones over the seeds that they
+    share, of a checkpoint that was asked in two ways by McNemar's test.
+    """
 
     def effect(results: Path | None, _: float) -> Effect:
         ranks = _ranks(results, *names)
         own, base = hits_of(ranks, arm, k), hits_of(ranks, baseline, k)
-        return Effect(crossed_change(own, base), paired_difference(own.mean(1), base.mean(1)).p)
+        return _relative(difference(own, base), base)
 
     return effect
 
 
+def _relative(gain: Difference, base: np.ndarray) -> Effect:
+    """A difference and its interval as shares of the baseline's mean: 0.5 is half as much again."""
+    if not base.any():
+        raise ValueError("the baseline finds nothing, so there is no relative change; train it longer")
+    mean, low, high = (float(value / base.mean()) for value in (gain.mean, gain.low, gain.high))
+    return Effect(Estimate(mean, low, high, gain.n), gain.p)
+
+
 def _held_back(kind: str) -> Callable[[Path | None, float], Effect]:
-    """Trained without it against trained with it, on the test queries that ask for it."""
+    """Trained without it against trained with it, on the test queries that ask for it. They see other
+    batches, so seeds are no pairs.
+    """
 
     def effect(results: Path | None, _: float) -> Effect:
         asked = [query.id for query in catalogue("mini").out_of_distribution(kind).queries]
         ranks = _ranks(results, "ood").loc[asked]
         own, base = hits_of(ranks, f"{kind} held back"), hits_of(ranks, f"{kind} control")
-        return Effect(crossed_change(own, base), paired_difference(own.mean(1), base.mean(1)).p)
+        return _relative(compare(own, base, paired=False), base)
 
     return effect
 
@@ -143,17 +156,19 @@ def _attribute_errors(results: Path | None, bound: float) -> Effect:
 
 
 def _share(values: np.ndarray, bound: float) -> Effect:
-    return Effect(estimate(values), binomtest(int(values.sum()), len(values), bound).pvalue, bound)
+    found = share(values, bound)
+    return Effect(Estimate(found.mean, found.low, found.high, found.n), found.p, bound)
 
 
 def _swapped(results: Path | None, _: float) -> Effect:
     """First hits that stay when a condition is swapped: before training less after, each query's mean over
-    its edits.
+    its edits. Of two checkpoints nothing is known but themselves, so queries are what is drawn (paired t).
     """
     rows = read_results(results_file("conditions-queries", results)).query("edit == 'swapped'")
     kept = rows.pivot_table(index="query", columns="arm", values="kept")
-    before, after = kept["mini-base"].to_numpy(), kept["mini"].to_numpy()
-    return Effect(crossed_estimate((before - after)[:, None]), paired_difference(before, after).p)
+    before, after = (kept[name].to_numpy()[None] for name in ("mini-base", "mini"))
+    found = compare(before, after)  # the same paired t, over queries
+    return Effect(Estimate(found.mean, found.low, found.high, found.n), found.p)
 
 
 EFFECTS: Mapping[str, Callable[[Path | None, float], Effect]] = {

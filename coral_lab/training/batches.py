@@ -6,7 +6,7 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import torch
@@ -37,8 +37,10 @@ class Pair:
 class PairBatch:
     """Pairs as prompts, and everything random about them, so that any part of it can be computed again.
 
-    `draws` are uniform numbers that decide which of a positive's tokens are hidden; `also_positive` is over
-    all positives, then all negatives; `pixels` are this process's pictures if they were processed already.
+    `draws` are uniform numbers that decide which tokens are hidden: a positive takes them from the left, a
+    query from the right. `also_positive` is over all positives, then all negatives; `pixels` are this
+    process's pictures if they were processed already. `lent` are another row's queries or positives, which a
+    shuffled batch rebuilds in place of each row's own.
     """
 
     queries: tuple[Prompt, ...]
@@ -48,6 +50,7 @@ class PairBatch:
     draws: Float[Tensor, "query draw"]
     moves: Moves | None = None
     pixels: Mapping[object, Pixel] | None = None
+    lent: Mapping[str, tuple[Prompt, ...]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.queries)
@@ -67,11 +70,41 @@ class PairBatch:
             negatives=self.negatives[rows.start * hard : rows.stop * hard],
             also_positive=self.also_positive[own],
             draws=self.draws[own],
+            lent={item: prompts[own] for item, prompts in self.lent.items()},
         )
+
+    def rebuilt(self, item: str) -> tuple[Prompt, ...]:
+        """What is rebuilt from each row's h_eos: "target" are the positives, "query" the queries."""
+        return self.lent.get(item) or (self.positives if item == "target" else self.queries)
+
+    def circle(self, way: int) -> list[int]:
+        """Another row for each: by the draws all stand in one circle, and it is the next (1) or the one
+        before (-1). It is of the whole batch, whatever parts and processes compute it in.
+        """
+        order = self.draws[:, self.draws.shape[1] // 2].argsort(stable=True)
+        other = torch.empty_like(order)
+        other[order] = order.roll(-way)
+        return other.tolist()
+
+    def shuffled(self, items: Sequence[str]) -> "PairBatch":
+        """The same with another row's `items` to rebuild from each row's h_eos, hidden as they would be in
+        their own.
+
+        What is lent is the item, not the vector: each part of the batch, on each process, then has all that
+        its gradients need, and the losses are those of the whole batch at once. A part whose rows borrow from
+        others sees their pictures besides. Raises ValueError for fewer than three pairs, of which a third
+        can say what yet another row's h_eos is worth.
+        """
+        if len(self) < 3:
+            raise ValueError(f"a batch of {len(self)} pairs cannot be shuffled; give at least 3")
+        other = self.circle(1)
+        lent = {item: tuple(self.rebuilt(item)[row] for row in other) for item in items}
+        return replace(self, lent=lent, draws=self.draws[other])
 
     def pictures_of(self, model: Model) -> dict[object, Pixel]:
         """Its pictures, processed, by `pixels.key`. Raises ItemError for one that cannot be opened."""
-        shown = [(picture, prompt.name) for prompt in self.prompts for picture in prompt.pictures]
+        own = (*self.prompts, *(prompt for prompts in self.lent.values() for prompt in prompts))
+        shown = [(picture, prompt.name) for prompt in own for picture in prompt.pictures]
         if self.pixels is None:
             return model.pixels(shown)
         return {k: self.pixels[k] for k in dict.fromkeys(key(picture) for picture, _ in shown)}
@@ -85,7 +118,7 @@ def make_batch(
     format: str | Format = "seq",
     generator: torch.Generator | None = None,
 ) -> PairBatch:
-    """The pairs' prompts, queries in `format`; random numbers for `longest` tokens a positive are of
+    """The pairs' prompts, queries in `format`; random numbers for `longest` tokens an item are of
     `generator`, or torch's own.
 
     Raises ValueError if some queries have more negatives than others.

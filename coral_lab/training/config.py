@@ -36,12 +36,13 @@ class TrainConfig:
     """How long and how fast to learn. AdamW, linear warm-up, cosine decay to a tenth, gradients clipped by
     norm.
 
-    Coral's decoders, which begin at random, learn at `decoder_learning_rate`, by default the network's. A run
-    lasts `steps`, or `epochs` of the queries that are trained on. `accumulate` steps of the objective make
-    one step of the optimizer; `precision` "bfloat16" runs the network in mixed precision, what learns stays
-    in float32. With `patience` training ends when so many evaluations in a row were no better than the best
-    (MRR@10), and that one's weights are saved. `shard` keeps a part of every parameter on each process
-    (FSDP2). `tracker` is "tensorboard" or "wandb".
+    Coral's decoders, which begin at random, learn at `decoder_learning_rate`, by default the network's. In
+    `decoders_first` steps before all others they learn alone, and the network stays as it is to the bit. A
+    run lasts `steps` after these, or `epochs` of the queries that are trained on. `accumulate` steps of the
+    objective make one step of the optimizer; `precision` "bfloat16" runs the network in mixed precision, what
+    learns stays in float32. With `patience` training ends when so many evaluations in a row were no better
+    than the best (MRR@10), and that one's weights are saved. `shard` keeps a part of every parameter on each
+    process (FSDP2). `tracker` is "tensorboard" or "wandb".
     """
 
     steps: int = 0
@@ -60,6 +61,7 @@ class TrainConfig:
     patience: int | None = None
     shard: bool = False
     tracker: str | None = None
+    decoders_first: int = 0
 
     def __post_init__(self):
         if self.learning_rate <= 0 or min(self.steps, self.epochs) < 0 or not (self.steps or self.epochs):
@@ -72,10 +74,16 @@ class TrainConfig:
                 f"accumulate is {self.accumulate} and precision {self.precision!r}; use 1 or more, and "
                 "float32 or bfloat16"
             )
-        if self.decoder_learning_rate < 0:
-            raise ValueError(f"decoder_learning_rate is {self.decoder_learning_rate}; give 0 or more")
+        for name in ("decoder_learning_rate", "decoders_first"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; give 0 or more")
         if self.patience is not None and self.patience < 1:
             raise ValueError(f"patience is {self.patience}; give a number of evaluations from 1 on")
+
+    @property
+    def all_steps(self) -> int:
+        """Those of the decoders alone, and those after them."""
+        return self.decoders_first + self.steps
 
     def autocast(self, device: torch.device) -> Callable:
         """A context in which the network runs in this precision."""
@@ -92,7 +100,12 @@ class TrainConfig:
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
-    """Rate at `step` (from 0): linear up over `warmup` steps, then a cosine down to a tenth."""
+    """Rate at `step` (from 0): linear up over `warmup` steps, then a cosine down to a tenth. While decoders
+    learn alone it goes up and stays there; then it begins anew.
+    """
+    if step < config.decoders_first:
+        return config.learning_rate * min(1.0, (step + 1) / max(1, config.warmup))
+    step -= config.decoders_first
     if step < config.warmup:
         return config.learning_rate * (step + 1) / config.warmup
     progress = (step - config.warmup) / max(1, config.steps - config.warmup)

@@ -10,24 +10,36 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from coral_lab.models import cpu_memory
 from coral_lab.training import distributed
 from coral_lab.training.batches import PairBatch
-from coral_lab.training.learner import Forward, Learner, Targets
+from coral_lab.training.learner import Counts, Forward, Learner, Targets
 from coral_lab.training.loop import Objective, Step
 from coral_lab.training.losses import info_nce
 
+OTHERS = 10
+"""At every so many steps the log has the reconstructions from another row's h_eos beside the right one's."""
+
 
 def gradients(
-    learner: Learner, batch: PairBatch, chunk: int | None = None, autocast: Callable = nullcontext
+    learner: Learner,
+    batch: PairBatch,
+    chunk: int | None = None,
+    autocast: Callable = nullcontext,
+    others: bool = False,
+    frozen: bool = False,
 ) -> dict[str, float]:
     """Add the gradients of L = L_cl + λ1 L_reg + λ2 L_rec to the parameters, and return the unweighted terms,
     and as "padding" the share of it among the tokens that were read.
 
-    `chunk` is how many pairs are in memory at a time; all by default. Across processes each does its share of
-    the rows; the caller sums their gradients (`distributed.sum_gradients`). Raises ValueError for no pairs.
+    `chunk` is how many pairs are in memory at a time; all by default. With `others` each reconstruction is
+    said beside as "… other", from the h_eos of another row (of the whole batch, the same whatever the parts):
+    what the right one saves is 1 - own / other. If `frozen`, only decoders get gradients. Across processes
+    each does its share of the rows; the caller sums their gradients (`distributed.sum_gradients`). Raises
+    ValueError for no pairs.
     """
     rows = distributed.share(len(batch))
     size = len(rows) if chunk is None else chunk
@@ -41,25 +53,38 @@ def gradients(
         cpu_memory.keep_few_shapes()
     states: list[list[Tensor]] = []
     forwards: list[Forward | None] = []
-    seen = []
+    seen, raw = [], []
     for part, own in zip(parts, targets, strict=True):
         with torch.set_grad_enabled(once), autocast():
-            forward = learner.read(part, own if once else None, counts)
+            forward = learner.read(part, own if once else None, counts, frozen=frozen)
         states.append(forward.embeddings)
+        raw.append((forward.queries.detach(), forward.candidates[: len(part)].detach()))
         forwards.append(forward if once else None)
         seen.append(None if learner.sees else forward.vision)  # features that learn are made again
-    loss, pulls = _contrast(states, batch.also_positive, learner.temperature)
+    temperature = learner.temperature.detach() if frozen else learner.temperature
+    loss, pulls = _contrast(states, batch.also_positive, temperature)
+    strangers = _of_others(raw, batch, rows) if others and len(batch) > 1 and counts else None
     sums = {name: 0.0 for name in learner.coral.weights}
-    real, padded = 0.0, 0.0
+    sums |= {f"{name} other": 0.0 for name in sums} if strangers else {}
+    real, padded, at = 0.0, 0.0, 0
     for part, own, vision, first, pull in zip(parts, targets, seen, forwards, pulls, strict=True):
         with autocast():
-            forward = first or learner.read(part, own, counts, vision)
+            forward = first or learner.read(part, own, counts, vision, frozen)
         pulled = [(e * p).sum() for e, p in zip(forward.embeddings, pull, strict=True)]
         pulled += [learner.coral.weights[name] * value for name, value in forward.losses.items()]
         # FSDP2 takes the mean over processes, and what is wanted is the sum.
         scale = distributed.world_size() if learner.sharded else 1
-        (scale * torch.stack(pulled).sum()).backward()
-        sums = {name: sums[name] + forward.losses[name].item() for name in sums}
+        total = scale * torch.stack(pulled).sum()
+        if total.requires_grad:  # with nothing rebuilt and the network frozen nothing learns
+            total.backward()
+        told = {name: value.item() for name, value in forward.losses.items()}
+        if strangers:
+            eos = {source: vectors[at : at + len(part)] for source, vectors in strangers.items()}
+            with autocast():
+                found = learner.from_others(part, own, counts, forward.vision, eos)
+            told |= {f"{name} other": value for name, value in found.items()}
+        sums = {name: value + told[name] for name, value in sums.items()}
+        at += len(part)
         real, padded = real + forward.tokens[0], padded + forward.tokens[1]
     *terms, real, padded = distributed.total([*sums.values(), real, padded], learner.model.device)
     return {"contrastive": loss, **dict(zip(sums, terms, strict=True)), "padding": 1 - real / padded}
@@ -81,11 +106,25 @@ def _contrast(
     return loss.item(), list(zip(*by_kind, strict=True))
 
 
-def _counts(targets: Sequence[Targets | None], device: torch.device) -> Mapping[str, float]:
-    """Masked places of the whole batch, by kind, over all parts and processes."""
-    masks = [own.masks for own in targets if own is not None]
-    own = {kind: float(sum(mask[kind].sum().item() for mask in masks)) for kind in (masks or [{}])[0]}
-    return dict(zip(own, distributed.total(list(own.values()), device), strict=True))
+def _of_others(
+    raw: Sequence[tuple[Tensor, Tensor]], batch: PairBatch, rows: range
+) -> dict[str, Float[Tensor, "row dim"]]:
+    """For each of this process's rows the h_eos of the row before it in the batch's circle: in a shuffled
+    batch, which lends from the next one, this is not its own either.
+    """
+    queries, positives = (distributed.gather(torch.cat(kind)) for kind in zip(*raw, strict=True))
+    before = [batch.circle(-1)[row] for row in rows]
+    return {"reg": queries[before], "rec": positives[before], "query": queries[before]}
+
+
+def _counts(targets: Sequence[Mapping[str, Targets]], device: torch.device) -> Counts:
+    """Masked places of the whole batch, by what is rebuilt and by kind, over all parts and processes."""
+    names = [(item, kind) for item, own in targets[0].items() for kind in own.masks]
+    own = [float(sum(part[item].masks[kind].sum().item() for part in targets)) for item, kind in names]
+    found: dict[str, dict[str, float]] = {}
+    for (item, kind), count in zip(names, distributed.total(own, device), strict=True):
+        found.setdefault(item, {})[kind] = count
+    return found
 
 
 def contrastive_objective(
@@ -93,11 +132,15 @@ def contrastive_objective(
     batches: Callable[[int], PairBatch],
     chunk: int | None = None,
     autocast: Callable = nullcontext,
+    decoders_first: int = 0,
 ) -> Objective:
-    """What `train_loop` calls at each step: the batch of that step, its losses and gradients."""
+    """What `train_loop` calls at each step: the batch of that step, its losses and gradients. In the first
+    `decoders_first` decoders learn alone; at every OTHERS-th it is said what another row's h_eos would do.
+    """
 
     def objective(number: int) -> Step:
-        batch = batches(number)
-        return Step(gradients(learner, batch, chunk, autocast), batch.prompts, len(batch))
+        batch, others, frozen = batches(number), (number + 1) % OTHERS == 0, number < decoders_first
+        terms = gradients(learner, batch, chunk, autocast, others, frozen)
+        return Step(terms, batch.prompts, len(batch))
 
     return objective

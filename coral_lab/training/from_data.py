@@ -90,7 +90,7 @@ def train_pairs(
     config = config.lasting(len(dataset.queries), step.batch_size)
     distributed.share(step.batch_size)  # before anything is computed
     heads = decoders(model, step.coral, config.seed)
-    count = config.steps * config.accumulate
+    count, first = config.steps * config.accumulate, config.decoders_first * config.accumulate
     pairs = pair_sampler(dataset, make, step.batch_size, count, config.seed, step.batches)
     learner = Learner(model, heads, step.coral, step.checkpointing)
     facts = _facts(model, dataset, make, step) | {"start": weights(model.network)}
@@ -99,8 +99,16 @@ def train_pairs(
     if evaluate is None and held is not None:
         evaluate = evaluation(learner, held, step.format)
     learns = step.coral.weights or step.coral.learn_temperature
-    with ahead(lambda number: batch_of(learner, pairs(number), step, config.seed, number), count) as batches:
-        objective = contrastive_objective(learner, batches, step.chunk, config.autocast(model.device))
+
+    def make_ready(number: int) -> PairBatch:
+        """The network meets the same batches whether decoders came first or not; these see the first of
+        them, with other tokens hidden.
+        """
+        chosen = pairs(number if number < first else number - first)
+        return batch_of(learner, chosen, step, config.seed, number - first)
+
+    with ahead(make_ready, first + count) as batches:
+        objective = contrastive_objective(learner, batches, step.chunk, config.autocast(model.device), first)
         return train_loop(
             model,
             objective,
@@ -115,10 +123,14 @@ def train_pairs(
 
 
 def batch_of(learner: Learner, pairs: Sequence[Pair], step: StepConfig, seed: int, number: int) -> PairBatch:
-    """The batch of a step, which depends on seed and number alone; this process's pictures are processed."""
+    """The batch of a step, which depends on seed and number alone; this process's pictures are processed.
+    Decoders that learn alone have numbers below 0.
+    """
     longest = learner.decoders.longest if step.coral.weights else 0
     generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
     batch = make_batch(learner.model, pairs, longest, step.augmented, step.format, generator)
+    if step.coral.shuffled:
+        batch = batch.shuffled(step.coral.rebuilt)
     return with_pixels(learner.model, batch)
 
 
@@ -141,8 +153,10 @@ def _facts(model: Model, dataset: Dataset, make: MakePair, step: StepConfig) -> 
         for text in (condition.attribute, condition.product.id, condition.value)
     )
     hard = (f"{query.id} {id}" for query in dataset.queries for id in query.hard_negatives)
+    later = {"reconstruct": "target", "shuffled": False}  # settings that came after the first states
+    coral = asdict(step.coral)
     return {
-        **asdict(step.coral),
+        **{name: value for name, value in coral.items() if value != later.get(name, ...)},
         "batch_size": step.batch_size,
         "negatives": step.negatives,
         "format": format_name(step.format),
@@ -159,6 +173,8 @@ def _card(dataset: Dataset, held: Dataset | None, step: StepConfig) -> dict[str,
     coral = step.coral
     weights = ", ".join(f"{name} {weight:g}" for name, weight in coral.weights.items())
     objective = f"Coral (arXiv 2506.03144): contrastive, {weights}" if weights else "contrastive (InfoNCE)"
+    if coral.shuffled:
+        objective += ", each from another row's h_eos, as a control"
     how = f"{step.batch_size} pairs a step, {step.batches} batches, {step.negatives} hard negatives a query"
     data = f"{dataset.name}: {len(dataset.queries):,} queries, {len(dataset.products):,} products"
     if held is not None:

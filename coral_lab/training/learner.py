@@ -29,6 +29,7 @@ from coral_lab.training import distributed
 from coral_lab.training.augment import moving
 from coral_lab.training.batches import PairBatch
 from coral_lab.training.reconstruction import (
+    REBUILT,
     Content,
     Coral,
     Decoders,
@@ -39,10 +40,13 @@ from coral_lab.training.reconstruction import (
 
 ROWS = 32  # prompts of like length that are read together
 
+Counts = Mapping[str, Mapping[str, float]]
+"""How many places of a whole batch are hidden, by what is rebuilt and by kind."""
+
 
 @dataclass(frozen=True, eq=False)
 class Targets:
-    """What is to be rebuilt of a part's positives, and which of its places are hidden."""
+    """What is to be rebuilt of a part's positives, or of its queries, and which of its places are hidden."""
 
     content: Content
     masks: Mapping[str, Tensor]
@@ -107,47 +111,90 @@ class Learner(nn.Module):
         """Whether the vision tower learns."""
         return any(parameter.requires_grad for parameter in self.network.model.visual.parameters())
 
-    def targets(self, part: PairBatch) -> Targets | None:
-        """What of the part's positives is to be rebuilt; None if nothing is."""
-        if not self.coral.weights:
-            return None
-        found = content(self.model, part.positives, _grids(self.model, part), self.decoders.longest)
-        return Targets(found, found.masks(part.draws, self.coral.mask_rate))
+    def targets(self, part: PairBatch) -> dict[str, Targets]:
+        """What of the part is to be rebuilt, by `Coral.rebuilt`. Raises ValueError where another row's is
+        wanted and each row has its own, ItemError for an item that is too long for the decoders.
+        """
+        if self.coral.shuffled and not part.lent:
+            raise ValueError("the objective is shuffled and the batch is not; see PairBatch.shuffled")
+        draws, found = {"target": part.draws, "query": part.draws.flip(1)}, {}
+        for item in self.coral.rebuilt:
+            grids, longest = _grids(self.model, part), self.decoders.longest
+            own = content(self.model, part.rebuilt(item), grids, longest)
+            found[item] = Targets(own, own.masks(draws[item], self.coral.mask_rate))
+        return found
 
     def read(
         self,
         part: PairBatch,
-        targets: Targets | None = None,
-        counts: Mapping[str, float] | None = None,
+        targets: Mapping[str, Targets] | None = None,
+        counts: Counts | None = None,
         vision: Vision | None = None,
+        frozen: bool = False,
     ) -> Forward:
         """Read a part; with `targets` also rebuild them. `counts` are the masked places of the whole batch;
-        `vision` are the pictures' features if they were seen before.
+        `vision` are the pictures' features if they were seen before. If `frozen`, gradients are of decoders
+        alone.
         """
-        return Forward(*self(part, targets, counts, vision))
+        return Forward(*self(part, targets or {}, counts or {}, vision, frozen))
 
-    def forward(self, part, targets, counts, vision) -> tuple:
+    @torch.no_grad()
+    def from_others(
+        self,
+        part: PairBatch,
+        targets: Mapping[str, Targets],
+        counts: Counts,
+        vision: Vision,
+        eos: Mapping[str, Tensor],
+    ) -> dict[str, float]:
+        """The reconstruction losses of a part that was read, with `eos` in place of its own."""
+        found = self(part, targets, counts, vision, True, eos)[2]
+        if self.sharded:
+            cast(FSDPModule, self).reshard()  # as in `embed`
+        return {name: loss.item() for name, loss in found.items()}
+
+    def forward(self, part, targets, counts, vision, frozen=False, eos=None) -> tuple:
         """Tensors in plain tuples and dicts: FSDP2 looks through these for what gradients come back by."""
-        if vision is None:
-            with nullcontext() if self.sees else torch.no_grad():
-                vision = self._see(part)
-        queries, read = self._read(part.queries, vision)
-        if self.sharded and self.sees:  # gradients go back through the tower everywhere
-            layers = (own for features in vision.deepstack.values() for own in features)
-            queries = queries + 0 * sum(own.sum() for own in (*vision.features.values(), *layers))
-        candidates, also_read = self._read(part.positives + part.negatives, vision)
-        losses = {}
-        if targets is not None:
-            weights, own, masks = self.coral.weights, targets.content, targets.masks
-            embeddings = token_embeddings(self.model, part.positives, own, vision)
-            eos = {"reg": queries, "rec": candidates[: len(part)]}
-            losses = reconstructions(self.model, self.decoders, weights, embeddings, own, masks, eos, counts)
+        queries = candidates = torch.zeros(0, self.model.dim, device=self.model.device)
+        read, also_read = (0, 0), (0, 0)
+        with torch.no_grad() if frozen else nullcontext():
+            if vision is None:
+                with nullcontext() if self.sees else torch.no_grad():
+                    vision = self._see(part)
+            if eos is None:
+                queries, read = self._read(part.queries, vision)
+                if self.sharded and self.sees:  # gradients go back through the tower everywhere
+                    layers = (own for features in vision.deepstack.values() for own in features)
+                    queries = queries + 0 * sum(own.sum() for own in (*vision.features.values(), *layers))
+                candidates, also_read = self._read(part.positives + part.negatives, vision)
+                eos = {"reg": queries, "rec": candidates[: len(part)], "query": queries}
+        losses = self._rebuild(part, targets, counts, vision, frozen, eos)
         return queries, candidates, losses, vision, (read[0] + also_read[0], read[1] + also_read[1])
+
+    def _rebuild(self, part, targets, counts, vision, frozen, eos) -> dict[str, Tensor]:
+        """The reconstruction losses of each item, by name. (Six parameters, and the model: `forward`'s.)"""
+        losses: dict[str, Tensor] = {}
+        head = self.network.get_output_embeddings().weight
+        for item, own in targets.items():
+            with torch.no_grad() if frozen else nullcontext():
+                embeddings = token_embeddings(self.model, part.rebuilt(item), own.content, vision)
+            losses |= reconstructions(
+                self.model,
+                self.decoders,
+                self.coral.weights,
+                embeddings,
+                own.content,
+                own.masks,
+                {source: states for source, states in eos.items() if REBUILT[source] == item},
+                counts.get(item),
+                head.detach() if frozen else head,
+            )
+        return losses
 
     def embed(self, prompts: Sequence[Prompt]) -> Float[Tensor, "prompt dim"]:
         """Embeddings of prompts, L2-normalised in float32."""
         alone = PairBatch(tuple(prompts), (), (), torch.zeros(0, 0, dtype=torch.bool), torch.zeros(0, 0))
-        found = normalised(self(alone, None, None, None)[0])
+        found = normalised(self(alone, {}, {}, None)[0])
         if self.sharded:
             # FSDP2 keeps what is outside the layers put together for a way back that does not come; states
             # and checkpoints are of the parts.

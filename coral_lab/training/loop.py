@@ -100,6 +100,10 @@ def train_loop(
     check_whole(model.network, model.name, "trained")
     if not config.steps:
         raise ValueError("the loop counts steps, and the config has epochs; see TrainConfig.lasting")
+    if config.decoders_first and decoders is None:
+        raise ValueError(
+            f"decoders_first is {config.decoders_first}, and there are no decoders; leave it out"
+        )
     if config.patience and evaluate is None:
         raise ValueError(f"patience is {config.patience}, and nothing is evaluated; hold queries out")
     out = output_folder(out)
@@ -107,7 +111,7 @@ def train_loop(
     modules = {"network": model.network} | ({"decoders": decoders} if decoders is not None else {})
     optimizer = _optimizer(modules, config)
     made_with = _fingerprint(model, config, facts or {})
-    progress = _resume(out, modules, optimizer, made_with, config.steps)
+    progress = _resume(out, modules, optimizer, made_with, config.all_steps)
     finished = _is_finished(progress, config)
     if finished:
         log.warning(
@@ -117,13 +121,13 @@ def train_loop(
     rows = Log(out / "log.csv", progress.step) if first else None
     started = time.perf_counter() - progress.seconds
     model.network.train()
-    steps = range(progress.step, progress.step if finished else config.steps)
-    bar = tqdm(steps, initial=progress.step, total=config.steps, desc=out.name, disable=not first)
+    steps = range(progress.step, progress.step if finished else config.all_steps)
+    bar = tqdm(steps, initial=progress.step, total=config.all_steps, desc=out.name, disable=not first)
     with distributed.one_error(), _told_to_end() as told, tracker(config.tracker, out, made_with) as track:
         for step in bar:
             row = _step(objective, modules, optimizer, config, step, out)
             done = step + 1
-            if evaluate and (done % config.evaluate_every == 0 or done == config.steps):
+            if evaluate and _is_evaluated(done - config.decoders_first, config):
                 model.network.eval()
                 row |= evaluate()
                 model.network.train()
@@ -156,11 +160,16 @@ def train_loop(
     return model
 
 
+def _is_evaluated(learnt: int, config: TrainConfig) -> bool:
+    """Whether there is an evaluation after so many steps of the network."""
+    return learnt > 0 and (learnt % config.evaluate_every == 0 or learnt == config.steps)
+
+
 def _is_finished(progress: Progress, config: TrainConfig) -> bool:
     """Whether all steps are done, or as many evaluations as `patience` says came after the best one."""
-    best = progress.best[0]
-    since = progress.step // config.evaluate_every - best // config.evaluate_every
-    return progress.step == config.steps or bool(config.patience and best and since >= config.patience)
+    best, first = progress.best[0], config.decoders_first
+    since = (progress.step - first) // config.evaluate_every - (best - first) // config.evaluate_every
+    return progress.step == config.all_steps or bool(config.patience and best and since >= config.patience)
 
 
 @contextmanager
@@ -221,21 +230,28 @@ def _step(
     step: int,
     out: Path,
 ) -> dict[str, float]:
-    began = time.perf_counter()
+    began, alone = time.perf_counter(), step < config.decoders_first
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate(step, config) * group["share"]
+        rests = alone and group["module"] == "network"
+        group["lr"] = 0.0 if rests else learning_rate(step, config) * group["share"]
     done = []
     for part in range(config.accumulate):
         number = step * config.accumulate + part
         torch.manual_seed(config.seed * 1_000_003 + number)
         done.append(objective(number))
-    parameters = list(_parameters(modules).values())
+    if alone:  # without a gradient a parameter has no weight decay and no moments either
+        modules["network"].zero_grad()
+    learning = {name: own for name, own in modules.items() if name != "network" or not alone}
+    parameters = list(_parameters(learning).values())
     distributed.sum_gradients(parameters)
     for parameter in parameters:
         if parameter.grad is not None and config.accumulate > 1:
             parameter.grad /= config.accumulate
     norm = _clip(parameters, config.clip)
-    terms = {name: sum(s.terms[name] for s in done) / len(done) for name in done[0].terms}
+    said: dict[str, list[float]] = {}  # some are not said by every part
+    for name, value in (pair for part in done for pair in part.terms.items()):
+        said.setdefault(name, []).append(value)
+    terms = {name: sum(values) / len(values) for name, values in said.items()}
     if not all(map(math.isfinite, (*terms.values(), norm))):
         _fail(done, terms, norm, step, out)
     optimizer.step()
@@ -315,6 +331,7 @@ def _optimizer(modules: Mapping[str, nn.Module], config: TrainConfig) -> torch.o
             ],
             "weight_decay": config.weight_decay if decays else 0.0,
             "share": rates[part] / config.learning_rate,  # of the network's rate, at every step
+            "module": part,
         }
         for part in modules
         for decays in (True, False)
@@ -370,6 +387,8 @@ def _fingerprint(model: Model, config: TrainConfig, facts: Mapping[str, object])
     """Everything that a step depends on, in the order in which differences are named."""
     learning = _parameters({"network": model.network})
     known = {**asdict(config), **facts, "parameters": digest(sorted(learning))}
+    if not config.decoders_first:
+        del known["decoders_first"]  # states that were written before there was such a setting go on
     if "start" not in known:
         known["start"] = weights(model.network)
     if config.patience:

@@ -1,13 +1,24 @@
-"""Coral's reconstruction (arXiv 2506.03144): can the retrieval target be rebuilt from one vector?
+"""Coral's reconstruction (arXiv 2506.03144): can an item be rebuilt from one vector?
 
-E is the target's own tokens as they enter the text model: its picture's features and its words' embeddings,
-without the chat template, whose constant words need no rebuilding. Half of its picture, or of its words, is
+E is an item's own tokens as they enter the text model: its pictures' features and its words' embeddings,
+without the chat template, whose constant words need no rebuilding. Half of its pictures, or of its words, is
 hidden; a one-layer decoder reads what is left and h_eos, and says what was hidden:
 
-    L_reg   from the query's h_eos: the query must tell what it is looking for
-    L_rec   from the target's own h_eos: the embedding must keep what it stands for
+    L_reg   the target from the query's h_eos: the query must tell what it is looking for
+    L_rec   an item from its own h_eos: the embedding must keep what it stands for
 
     L = L_cl + λ1 L_reg + λ2 L_rec,  each of the two a sum of vision and language
+
+Which items, sources do not say alike, so `Coral.reconstruct` chooses:
+
+    "target"  the retrieval target twice, by L_reg and by L_rec. So the paper's formulas were noted when this
+              was first written; that section could not be read again to check it.
+    "query"   the query alone, from its own h_eos: pictures, titles and the words of its instruction.
+    "both"    all of it: L_reg, and L_rec of the target and of the query. The model card, and the caption of
+              the paper's figure of the method: "we reconstruct both the query and its corresponding positive
+              sample". From whose h_eos neither says; lambda1=0 leaves each its own alone.
+
+The authors' repository (weichow23/merit, commit 98a63a4) has no training code that would settle it.
 """
 
 import math
@@ -29,7 +40,14 @@ from coral_lab.models.loading import checkpoint_folder
 from coral_lab.models.model import Model
 from coral_lab.models.pixels import key
 from coral_lab.models.vision import Vision
+from coral_lab.sources.border import brief
 from coral_lab.training.losses import masked_language_modelling, vision_reconstruction
+
+REBUILT = {"reg": "target", "rec": "target", "query": "query"}
+"""What each term rebuilds: "reg" is L_reg, "rec" and "query" are L_rec of the target and of the query."""
+
+LONGEST = {"target": 1024, "query": 4096, "both": 4096}
+"""Tokens that decoders read by what is rebuilt: a query has up to four pictures, a target one."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +56,9 @@ class Coral:
 
     `lambda1` and `lambda2` weigh L_reg and L_rec, `vision` and `language` the two kinds within each;
     `mask_rate` is δ, the share of tokens that is hidden; `temperature` is τ, where it starts if it is
-    learned.
+    learned. `reconstruct` is one of LONGEST's names, as said above. With `shuffled` each item is rebuilt from
+    the h_eos of another row of the batch (`PairBatch.shuffled`): the same work, and nothing to be known from
+    it. It is the control of an ablation.
     """
 
     lambda1: float | int = 0.2
@@ -48,22 +68,36 @@ class Coral:
     mask_rate: float | int = 0.5
     temperature: float | int = 0.04
     learn_temperature: bool = False
+    reconstruct: str = "target"
+    shuffled: bool = False
 
     def __post_init__(self):
+        if self.reconstruct not in LONGEST:
+            names = ", ".join(map(repr, LONGEST))
+            raise ValueError(f"reconstruct is {brief(self.reconstruct)}; use one of {names}")
         if min(self.lambda1, self.lambda2, self.vision, self.language) < 0 or self.temperature <= 0:
             raise ValueError(f"{self} has a negative weight or temperature; weights are 0 or more")
         if not 0 < self.mask_rate <= 1:
             raise ValueError(f"mask_rate is {self.mask_rate}; it is a share, above 0 and up to 1")
+        if self.shuffled and not self.weights:
+            raise ValueError("shuffled is set, and nothing is rebuilt; give lambda1 or lambda2")
 
     @property
     def weights(self) -> dict[str, float]:
-        """Weight of each reconstruction that is on: "reg vision", "reg language", "rec vision", "rec
-        language".
+        """Weight of each reconstruction that is on, by its name: "reg vision", "reg language", "rec vision",
+        "rec language", "query vision", "query language".
         """
-        sources = {"reg": self.lambda1, "rec": self.lambda2}
+        sources = {} if self.reconstruct == "query" else {"reg": self.lambda1, "rec": self.lambda2}
+        if self.reconstruct != "target":
+            sources["query"] = self.lambda2
         kinds = {"vision": self.vision, "language": self.language}
         products = {f"{source} {kind}": a * b for source, a in sources.items() for kind, b in kinds.items()}
         return {name: weight for name, weight in products.items() if weight}
+
+    @property
+    def rebuilt(self) -> tuple[str, ...]:
+        """What is rebuilt: "target", "query", both or nothing."""
+        return tuple(dict.fromkeys(REBUILT[name.split()[0]] for name in self.weights))
 
 
 CORAL = Coral()
@@ -128,13 +162,13 @@ class Decoders(nn.Module):
         return self.log_temperature.exp()
 
 
-def decoders(model: Model, coral: Coral, seed: int = 0, longest: int = 1024) -> Decoders:
-    """Randomly initialised decoders that fit `model`, on its device, for targets of up to `longest`
-    tokens.
+def decoders(model: Model, coral: Coral, seed: int = 0, longest: int | None = None) -> Decoders:
+    """Randomly initialised decoders that fit `model`, on its device, for items of up to `longest` tokens, by
+    default LONGEST. One pair of them rebuilds whatever is rebuilt, as the paper has one of each kind.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Decoders(model.dim, coral, longest).to(model.device)
+        return Decoders(model.dim, coral, longest or LONGEST[coral.reconstruct]).to(model.device)
 
 
 def load_decoders(model: Model, name: str | os.PathLike) -> Decoders:
@@ -160,7 +194,7 @@ def load_decoders(model: Model, name: str | os.PathLike) -> Decoders:
 
 @dataclass(frozen=True)
 class Content:
-    """The targets' own tokens, padded on the right: what can be hidden is a picture's token or a word's."""
+    """The items' own tokens, padded on the right: what can be hidden is a picture's token or a word's."""
 
     ids: Int[Tensor, "row place"]
     pictures: Bool[Tensor, "row place"]
@@ -220,14 +254,17 @@ def reconstructions(
     masks: Mapping[str, Bool[Tensor, "row place"]],
     eos: Mapping[str, Float[Tensor, "row dim"]],
     counts: Mapping[str, float | int] | None = None,
+    head: Float[Tensor, "vocabulary dim"] | None = None,
 ) -> dict[str, Float[Tensor, ""]]:
-    """The losses named in `weights`, unweighted. `eos` has the h_eos of the query ("reg") and the target
-    ("rec").
+    """The losses named in `weights`, unweighted. `eos` has the h_eos that each of them starts from: for
+    targets the query's ("reg") and their own ("rec"), for queries their own ("query").
 
-    `counts` are the numbers of masked places of the whole batch if this is a part of it. (Eight
-    parameters: each is a tensor or a weight of the paper's formula.)
+    `counts` are the numbers of masked places of the whole batch if this is a part of it, `head` the LM head's
+    weight, by default the model's own, which learns with it. (Nine parameters: each is a tensor or a weight
+    of the paper's formula.)
     """
     counts, losses = counts or {}, {}
+    head = model.network.get_output_embeddings().weight if head is None else head
     for kind, decoder in decoders.by_kind.items():
         sources = [source for source in eos if f"{source} {kind}" in weights]
         rows = len(sources)  # one call for both: the same hidden places, another h_eos
@@ -245,7 +282,6 @@ def reconstructions(
                     part, target, masks["vision"], counts.get("vision")
                 )
             else:
-                head = model.network.get_output_embeddings().weight
                 losses[f"{source} language"] = masked_language_modelling(
                     part, head, content.ids, masks["language"], counts.get("language")
                 )

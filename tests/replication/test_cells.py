@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from coral_lab.metrics import holm
 from coral_lab.replication import cells
@@ -93,12 +94,16 @@ def test_hits_are_by_seed_and_an_arm_that_is_missing_is_named():
 
 def test_compare_pairs_queries_and_seeds():
     rng = np.random.default_rng(0)
-    base = rng.choice([1, 2, -1], size=400)
-    better = np.where(rng.random(400) < 0.2, 1, base)
-    ranks = pd.DataFrame({"contrastive 0": base, "contrastive 1": base, "coral 0": better, "coral 1": better})
+    base = rng.choice([1, 2, -1], size=(400, 2))
+    better = np.where(rng.random((400, 2)) < 0.2, 1, base)
+    columns = {f"contrastive {seed}": base[:, seed] for seed in (0, 1)}
+    ranks = pd.DataFrame(columns | {f"coral {seed}": better[:, seed] for seed in (0, 1)})
     table = compare_arms(ranks).set_index("arm")
-    assert table.loc["coral", "difference"] == pytest.approx(((better == 1) * 1.0 - (base == 1)).mean())
-    assert table.loc["coral", "p (Holm)"] < 0.01
+    gains = (better == 1).mean(0) - (base == 1).mean(0)
+    assert table.loc["coral", "difference"] == pytest.approx(gains.mean())
+    assert table.loc["coral", "p"] == pytest.approx(stats.ttest_1samp(gains, 0).pvalue)
+    assert table.loc["coral", "seeds"] == gains.round(3).tolist()
+    assert table.loc["coral", "odds ratio"] > 1
     assert table.loc["contrastive", "difference"] == 0
     assert np.isnan(table.loc["contrastive", "p (Holm)"])
     with pytest.raises(ValueError, match="no cell of 'contrastive'"):

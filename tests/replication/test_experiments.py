@@ -10,14 +10,12 @@ from coral_lab.mini.pairs import mini_pairs
 from coral_lab.mini.queries import stated
 from coral_lab.models.loading import load
 from coral_lab.replication import experiments
+from coral_lab.replication.asked import conditions, errors, formats
 from coral_lab.replication.cells import read_results
 from coral_lab.replication.experiments import (
     ARMS,
     Arm,
     Plan,
-    conditions,
-    errors,
-    formats,
     held_back,
     train_and_measure,
 )

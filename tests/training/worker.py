@@ -1,6 +1,7 @@
 """What several processes do together in test_parallel.py: `-m tests.training.worker CHECKPOINT OUT MODE…`.
 
-Each mode trains five steps on eight pairs and leaves its log in OUT; "+" joins what it is made of.
+Each mode trains five steps on eight pairs and leaves its log in OUT; "+" joins what it is made of. In
+"control" queries and targets are rebuilt from other rows, after two steps of the decoders alone.
 """
 
 import json
@@ -12,9 +13,10 @@ from pathlib import Path
 import torch
 
 import coral_lab as cl
-from coral_lab.training import Coral, StepConfig, TrainConfig, add_lora, distributed
+from coral_lab.training import Coral, StepConfig, TrainConfig, add_lora, contrastive, distributed
 
 CORAL = Coral(learn_temperature=True)
+CONTROL = Coral(learn_temperature=True, reconstruct="both", shuffled=True)
 STEPS = 5
 
 
@@ -33,12 +35,15 @@ def run(checkpoint: str, out: Path, mode: str) -> None:
             os.kill(os.getpid(), signal.SIGTERM)  # the first process alone is told
 
     chunk = 1 if "cache" in parts else None
-    step = StepConfig(CORAL, 8, chunk, negatives=1, checkpointing="checkpointing" in parts)
+    coral = CONTROL if "control" in parts else CORAL
+    step = StepConfig(coral, 8, chunk, negatives=1, checkpointing="checkpointing" in parts)
+    contrastive.OTHERS = 2  # said at two of the five steps
     precision = "bfloat16" if "bfloat16" in parts else "float32"
     how = {
         "shard": "fsdp" in parts,
         "evaluate_every": 3 if "held" in parts else STEPS,
         "precision": precision,
+        "decoders_first": 2 if "control" in parts else 0,
     }
     config = TrainConfig(STEPS, learning_rate=1e-4, warmup=2, **how)
     held = 12 if "held" in parts else 0
