@@ -40,6 +40,27 @@ def test_sums_and_gradients_are_those_of_torch(shape, bias):
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(
+    ("side", "padding"), [((2, 3, 3), 0), ((2, 6, 3), 0), ((4, 3, 3), 0), ((2, 3, 3), (0, 1, 1))]
+)
+def test_patches_are_convolved_as_by_torch(bias, side, padding):
+    """By a product where an input is one patch, and by torch where it is several or has a border."""
+    torch.manual_seed(0)
+    plain = nn.Conv3d(5, 7, (2, 3, 3), (2, 3, 3), padding, bias=bias)
+    ours = copy.deepcopy(plain)
+    cpu_linear.use(nn.Sequential(ours))
+    assert type(ours) is cpu_linear.Patches
+    own = torch.randn(FEWEST + 3, 5, *side, requires_grad=True)
+    inputs = [[own, *module.parameters()] for module in (ours, plain)]
+    found, expected = (
+        gradients(lambda x, *_, m=module: m(x), given)
+        for module, given in zip((ours, plain), inputs, strict=True)
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
+    assert ours(own[:0]).shape == plain(own[:0]).shape
+
+
 @pytest.mark.parametrize("frozen", [0, 1, 2])
 def test_what_is_frozen_gets_no_gradient(frozen):
     own = tensors((FEWEST, 20))
