@@ -1,19 +1,23 @@
 """Experiments of many cells: each is measured once, kept with the command that makes it, and never repeated.
 
 An experiment's files are `<name>.csv`, one row a cell with its settings, metrics, commit and machine, and
-beside it `<name>-ranks.csv`, each query's rank by cell, or `<name>-queries.csv`, rows about single queries.
-Their first line is the command, as a comment.
+beside it `<name>-ranks.csv`, each query's rank by cell, `<name>-queries.csv`, rows about single queries, or
+`<name>-curves.csv`, figures over a training's steps. Their first line is the command, as a comment. Several
+processes with the same command share the cells.
 """
 
+import hashlib
 import os
 import platform
 import re
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,7 +25,7 @@ import torch
 from jaxtyping import Float
 from tqdm.auto import tqdm
 
-from coral_lab.errors import printable
+from coral_lab.errors import printable, require
 from coral_lab.evaluation import Result
 from coral_lab.metrics import holm, recall_at
 from coral_lab.replication.seeds import as_odds, difference
@@ -31,14 +35,20 @@ from coral_lab.sources.package_files import shipped
 RESULTS, WORK = Path("build/results"), Path("build/experiments")
 """Where results are written and training works, below the working directory."""
 
+PARTS = ("", "-ranks", "-queries", "-curves")
+"""An experiment's files: rows of cells, and what they have beside it."""
+
 
 @dataclass(frozen=True)
 class Measured:
-    """What a cell gave: its row of figures, and each query's rank or rows about single queries."""
+    """What a cell gave: its row of figures, each query's rank, rows about single queries, or figures over its
+    steps.
+    """
 
     row: Mapping[str, float | str]
     ranks: pd.Series | None = None
     queries: pd.DataFrame | None = None
+    curve: pd.DataFrame | None = None
 
 
 @dataclass(frozen=True)
@@ -63,43 +73,74 @@ def measure_cells(
     """Measure every cell that is not in `out/<name>.csv` yet, and return all rows.
 
     Goes on where it was stopped, at first from the cells that ship with the package, if their settings are
-    the same. Raises ValueError if cells that are there have other settings.
+    the same. A cell that another process is at is left to it. Raises ValueError if cells that are there have
+    other settings.
     """
     table = output_folder(out) / f"{name}.csv"
-    for part in ("", "-ranks", "-queries"):
+    for part in PARTS:
         check_target(out / f"{name}{part}.csv")
     if not table.is_file():
         _begin_with_shipped(name, settings, out)
-    texts = [key for key, value in settings.items() if isinstance(value, str)]
-    done = (
-        read_results(table, texts=texts)
-        if table.is_file()
-        else pd.DataFrame(columns=["arm", "seed", *settings])
-    )
-    other = _of_others(done, settings)
-    if len(other):
+    done = _done(table, settings)
+    if len(other := _of_others(done, settings)):
         raise ValueError(f"{table} has cells of {other.iloc[0].to_dict()}, not {dict(settings)}; move it")
-    finished = set(zip(done["arm"], done["seed"], strict=True))
-    todo = [cell for cell in cells if (cell.arm, cell.seed) not in finished]
+    todo = [cell for cell in cells if not _is_there(done, cell)]
     made_with = provenance()  # the code as it is now, whatever is edited while it runs
+    whole = _lock(out, name)
     for cell in tqdm(todo, desc=name, unit="cell", disable=not todo):
-        started = time.perf_counter()
-        found = cell.measure()
-        if found.ranks is not None:
-            _keep_ranks(out / f"{name}-ranks.csv", f"{cell.arm} {cell.seed}", found.ranks, command)
-        if found.queries is not None:
-            _keep_rows(out / f"{name}-queries.csv", cell.arm, found.queries, command)
-        row = {
-            "arm": cell.arm,
-            "seed": cell.seed,
-            **settings,
-            **found.row,
-            "seconds": round(time.perf_counter() - started),
-            **made_with,
-        }
-        done = pd.concat([done, pd.DataFrame([row])], ignore_index=True)
-        write_results(table, done, command)
-    return done
+        with _alone(_lock(out, name, cell.arm, cell.seed)) as alone:
+            if not alone or _is_there(_done(table, settings), cell):
+                continue
+            started = time.perf_counter()
+            found = cell.measure()
+            row = {"arm": cell.arm, "seed": cell.seed, **settings, **found.row}
+            row |= {"seconds": round(time.perf_counter() - started), **made_with}
+            with whole:
+                _keep(out, name, cell, found, command)
+                done = pd.concat([_done(table, settings), pd.DataFrame([row])], ignore_index=True)
+                write_results(table, done, command)
+    return _done(table, settings)
+
+
+def _lock(out: Path, *names: str | int) -> Any:
+    """Held by one process at a time; a killed one lets go."""
+    digest = hashlib.sha256(repr(names).encode()).hexdigest()[:16]
+    return require("filelock", "train").FileLock(output_folder(out / ".locks") / digest)
+
+
+@contextmanager
+def _alone(lock: Any) -> Iterator[bool]:
+    """Whether no other process has it."""
+    try:
+        lock.acquire(timeout=0)
+    except TimeoutError:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def _done(table: Path, settings: Mapping[str, str | int]) -> pd.DataFrame:
+    if not table.is_file():
+        return pd.DataFrame(columns=["arm", "seed", *settings])
+    return read_results(table, texts=[key for key, value in settings.items() if isinstance(value, str)])
+
+
+def _is_there(done: pd.DataFrame, cell: Cell) -> bool:
+    return bool(((done["arm"] == cell.arm) & (done["seed"] == cell.seed)).any())
+
+
+def _keep(out: Path, name: str, cell: Cell, found: Measured, command: str) -> None:
+    """What a cell gave beside its row; rows of a run that was killed before that was written are replaced."""
+    if found.ranks is not None:
+        _keep_ranks(out / f"{name}-ranks.csv", f"{cell.arm} {cell.seed}", found.ranks, command)
+    if found.queries is not None:
+        _keep_rows(out / f"{name}-queries.csv", {"arm": cell.arm}, found.queries, command)
+    if found.curve is not None:
+        key = {"arm": cell.arm, "seed": cell.seed}
+        _keep_rows(out / f"{name}-curves.csv", key, found.curve, command)
 
 
 def _of_others(done: pd.DataFrame, settings: Mapping[str, str | int]) -> pd.DataFrame:
@@ -112,7 +153,7 @@ def _begin_with_shipped(name: str, settings: Mapping[str, str | int], out: Path)
     results = shipped("data/results")
     if not (table := results / f"{name}.csv").is_file() or len(_of_others(read_results(table), settings)):
         return
-    for file in (results / f"{name}-ranks.csv", results / f"{name}-queries.csv", table):
+    for file in (results / f"{name}{part}.csv" for part in reversed(PARTS)):  # the table last: it says done
         if file.is_file():
             write_text(out / file.name, file.read_text(encoding="utf-8"))
 
@@ -124,20 +165,21 @@ def results_file(name: str, results: Path | None = None) -> Path:
     """
     file = (results or shipped("data/results")) / f"{name}.csv"
     if not file.is_file():
-        experiment = name.removesuffix("-ranks").removesuffix("-queries")
+        experiment = name.removesuffix("-ranks").removesuffix("-queries").removesuffix("-curves")
         raise FileNotFoundError(f"{file} is missing; `coral-lab experiment {experiment}` makes it")
     return file
 
 
 def _keep_ranks(file: Path, column: str, ranks: pd.Series, command: str) -> None:
     known = read_results(file, "query") if file.is_file() else pd.DataFrame(index=ranks.index)
-    known = known.drop(columns=column, errors="ignore")  # of a run that was killed before its row was written
+    known = known.drop(columns=column, errors="ignore")
     write_results(file, known.join(ranks.rename(column)).reset_index(), command)
 
 
-def _keep_rows(file: Path, arm: str, rows: pd.DataFrame, command: str) -> None:
-    known = [read_results(file).query("arm != @arm")] if file.is_file() else []
-    write_results(file, pd.concat([*known, rows.assign(arm=arm)], ignore_index=True), command)
+def _keep_rows(file: Path, key: Mapping[str, str | int], rows: pd.DataFrame, command: str) -> None:
+    rows, known = rows.assign(**key), [read_results(file)] if file.is_file() else []
+    others = [table[(table[list(key)] != pd.Series(key)).any(axis=1)] for table in known]
+    write_results(file, pd.concat([*others, rows], ignore_index=True), command)
 
 
 NAMES = (

@@ -4,7 +4,7 @@ Three seeds each from one base: `loss-ablation` (which terms help, and weighed h
 pictures) and `ood` (a class, language or attribute held back, beside a control of the same size).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,12 +16,14 @@ from coral_lab.encoder import UNKEPT
 from coral_lab.evaluation import evaluate
 from coral_lab.mini.merit_mini import catalogue
 from coral_lab.mini.pairs import mini_pairs
+from coral_lab.mini.recipe import contrastive_evaluation
 from coral_lab.models import fingerprints
 from coral_lab.models.loading import load_network
 from coral_lab.models.model import Model
 from coral_lab.prompts import LANGUAGES
 from coral_lab.query import Dataset, Query
-from coral_lab.replication.cells import RESULTS, WORK, Cell, Measured, measure_cells, ranked
+from coral_lab.replication.cells import RESULTS, WORK, Cell, Measured, measure_cells, ranked, read_results
+from coral_lab.replication.seeds import saved_by_half
 from coral_lab.training.config import StepConfig, TrainConfig
 from coral_lab.training.from_data import train_pairs
 from coral_lab.training.lora import add_lora
@@ -32,7 +34,8 @@ from coral_lab.training.reconstruction import CONTRASTIVE, Coral
 class Arm:
     """One way to train: the objective, LoRA's rank (None trains all), the queries' format, and an
     out-of-distribution split that is held back. The `control` has as many queries as that leaves, drawn from
-    all.
+    all. `start`, `steps` and `seeds` are the plan's unless an arm has its own. In `decoders_first` steps
+    before these decoders learn alone, and have a rate of their own ever after.
     """
 
     coral: Coral
@@ -40,6 +43,11 @@ class Arm:
     format: str = "seq"
     held_back: str = ""
     control: bool = False
+    learning_rate: float = 1e-3
+    decoders_first: int = 0
+    start: str = ""
+    steps: int | None = None
+    seeds: int | None = None
 
 
 ARMS: Mapping[str, Mapping[str, Arm]] = {
@@ -68,6 +76,9 @@ ARMS: Mapping[str, Mapping[str, Arm]] = {
 by seed.
 """
 
+DECODERS = 2e-3
+"""The rate of decoders that learn first: they begin at random, whatever suits the network."""
+
 QUERIES = {"loss-ablation": 1000, "methods": 1000, "ood": 2000}
 """How many test queries a trained cell is measured on; what is held back is only a part of them."""
 
@@ -77,8 +88,11 @@ START = "mini-base"
 
 @dataclass(frozen=True)
 class Plan:
-    """How long and how often each arm is trained from `start`, and on how many test queries it is measured;
-    by default as many as QUERIES says.
+    """How long and how often each arm is trained from `start`, and on how many queries of which `split` it is
+    measured; by default as many as QUERIES says.
+
+    With `curve` R@1 on 250 validation queries is kept every so many steps. `chosen` are settings that other
+    results chose, in words: cells of other choices are never mixed.
     """
 
     seeds: int = 3
@@ -86,6 +100,10 @@ class Plan:
     batch_size: int = 64
     queries: int | None = None
     start: str = START
+    split: str = "test"
+    first_seed: int = 0
+    curve: int = 0
+    chosen: str = ""
 
 
 def train_and_measure(
@@ -96,53 +114,90 @@ def train_and_measure(
     out: Path = RESULTS,
     work: Path = WORK,
 ) -> pd.DataFrame:
-    """Train every arm of a trained experiment with every seed, and rank MERIT-mini's test pool for the first
+    """Train every arm of a trained experiment with every seed, and rank MERIT-mini's pool for the first
     queries.
 
     Files and errors are those of `measure_cells`.
     """
     arms, queries = arms or ARMS[name], plan.queries or QUERIES[name]
-    start, steps, batch_size = plan.start, plan.steps, plan.batch_size
-    fresh = partial(
-        load_network, start, dtype="float32"
-    )  # what parameters learn in, whatever the device runs best
-    first = fresh()
-    # One name may stand for other weights, trained anew; with a word before it a CSV never takes it for a
-    # number.
-    weights = f"xxh3 {fingerprints.weights(first.network)[:12]}"
-    settings: dict[str, str | int] = {
-        "start": start,
-        "weights": weights,
-        "steps": steps,
-        "batch_size": batch_size,
-        "queries": queries,
-    }
-    pixels = first.pixels  # every cell sees the same pictures: processed once
+    starts = dict.fromkeys(arm.start or plan.start for arm in arms.values())
+    bases = {start: _base(start) for start in starts}
+    settings = _settings(plan, queries, bases)
+    pixels = next(iter(bases.values())).pixels  # every cell sees the same pictures: processed once
     pixels.limit = 4 * 2**30
+    work = work / str(settings["weights"]).replace(" ", "-")
 
     def measure(arm: Arm, label: str, seed: int) -> Measured:
-        model = fresh()
+        model = _base(arm.start or plan.start)
         model.__dict__["pixels"] = pixels
-        folder = work / weights.replace(" ", "-") / f"{name}-{label.replace(' ', '-')}-{seed}"
-        _train(model, arm, steps, batch_size, seed, folder)
-        test = catalogue("mini", "test")
-        found = ranked(evaluate(model, test.queries[:queries], test.products, arm.format, settings=UNKEPT))
-        return replace(found, row={**found.row, "coral": str(asdict(arm.coral))})
+        folder = work / f"{name}-{label.replace(' ', '-')}-{seed}"
+        if steps := plan.steps if arm.steps is None else arm.steps:
+            _train(model, arm, replace(plan, steps=steps), seed, folder)
+        shop = catalogue("mini", plan.split)
+        found = ranked(evaluate(model, shop.queries[:queries], shop.products, arm.format, settings=UNKEPT))
+        row = {**found.row, "coral": str(asdict(arm.coral))}
+        if not (plan.curve and steps):
+            return replace(found, row=row)
+        log = read_results(folder / "log.csv")
+        row |= {"rate": arm.learning_rate, "saved": saved_by_half(log, arm.decoders_first)}
+        return replace(found, row=row, curve=_curve(log, arm.decoders_first))
 
     cells = [
-        Cell(label, seed, partial(measure, arms[label], label, seed))
-        for seed in range(plan.seeds)
-        for label in arms
+        Cell(label, seed, partial(measure, arm, label, seed)) for seed, (label, arm) in _turns(plan, arms)
     ]
-    command = f"coral-lab experiment {name} --seeds {plan.seeds} --steps {steps}"
-    return measure_cells(
-        name, cells, settings, command if start == START else f"{command} --start {start}", out
-    )
+    return measure_cells(name, cells, settings, _command(name, plan), out)
 
 
-def _train(model: Model, arm: Arm, steps: int, batch_size: int, seed: int, folder: Path) -> None:
+def _base(start: str) -> Model:
+    """In what parameters learn in, whatever the device runs best."""
+    return load_network(start, dtype="float32")
+
+
+def _settings(plan: Plan, queries: int, bases: Mapping[str, Model]) -> dict[str, str | int]:
+    """What all cells have in common. One name may stand for other weights, trained anew."""
+    weights = " ".join(fingerprints.weights(base.network)[:12] for base in bases.values())
+    settings: dict[str, str | int] = {
+        "start": plan.start,
+        "weights": f"xxh3 {weights}",  # with a word before it a CSV never takes it for a number
+        "steps": plan.steps,
+        "batch_size": plan.batch_size,
+        "queries": queries,
+    }
+    return settings | ({"chosen": plan.chosen} if plan.chosen else {})
+
+
+def _turns(plan: Plan, arms: Mapping[str, Arm]) -> Iterator[tuple[int, tuple[str, Arm]]]:
+    """Seed by seed: what is there after an interruption can be compared."""
+    most = max(arm.seeds or plan.seeds for arm in arms.values())
+    for seed in range(most):
+        for label, arm in arms.items():
+            if seed < (arm.seeds or plan.seeds):
+                yield plan.first_seed + seed, (label, arm)
+
+
+def _command(name: str, plan: Plan) -> str:
+    if name not in ARMS:
+        return f"coral-lab experiment {name}"
+    command = f"coral-lab experiment {name} --seeds {plan.seeds} --steps {plan.steps}"
+    return command if plan.start == START else f"{command} --start {plan.start}"
+
+
+def _curve(log: pd.DataFrame, decoders_first: int) -> pd.DataFrame:
+    """R@1 on validation queries over the network's steps."""
+    rows = log.loc[log["R@1"].notna(), ["step", "R@1", "MRR@10"]].reset_index(drop=True)
+    return rows.assign(step=rows["step"] - decoders_first)
+
+
+def _train(model: Model, arm: Arm, plan: Plan, seed: int, folder: Path) -> None:
     config = TrainConfig(
-        steps, learning_rate=1e-3, warmup=min(50, steps // 4), seed=seed, checkpoint_every=25
+        plan.steps,
+        learning_rate=arm.learning_rate,
+        warmup=min(50, plan.steps // 4),
+        seed=seed,
+        checkpoint_every=25,
+        evaluate_every=plan.curve or plan.steps,
+        decoders_first=arm.decoders_first,
+        decoder_learning_rate=DECODERS if arm.decoders_first else 0,
     )
     if arm.lora:
         add_lora(model, arm.lora, seed)
@@ -154,9 +209,10 @@ def _train(model: Model, arm: Arm, steps: int, batch_size: int, seed: int, folde
     elif arm.held_back:
         shop = held_back(shop, arm.held_back)
         languages = tuple(name for name in LANGUAGES if name not in shop.traits.held_back[arm.held_back])
-    step = StepConfig(arm.coral, batch_size, format=arm.format, augmented=True)
+    step = StepConfig(arm.coral, plan.batch_size, format=arm.format, augmented=True)
     make = mini_pairs(shop, languages=languages)
-    train_pairs(model, shop, make, folder, step, config)
+    followed = contrastive_evaluation(model) if plan.curve else None
+    train_pairs(model, shop, make, folder, step, config, evaluate=followed)
 
 
 def held_back(shop: Dataset, kind: str) -> Dataset:

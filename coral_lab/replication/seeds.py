@@ -258,7 +258,7 @@ class Gate:
 
     @property
     def met(self) -> bool:
-        return self.low <= self.value <= self.high
+        return bool(self.low <= self.value <= self.high)
 
     def __str__(self) -> str:
         ends = [f"{end:.3g}" for end in (self.low, self.high) if np.isfinite(end)]
@@ -268,15 +268,17 @@ class Gate:
         return f"{self.name} is {self.value:.3f}, wanted {wanted}"
 
 
-def gates(start: float, contrastive: float, saved: float) -> tuple[Gate, ...]:
-    """The three of an ablation: R@1 of the base and of contrastive training, and the share of the
-    reconstruction loss that the right h_eos had `saved` by half-time.
+def gates(start: float, contrastive: float, saved: float | None = None) -> tuple[Gate, ...]:
+    """Those of an ablation. Of R@1 of the base and of contrastive training: there must be something to gain,
+    and something left. And if there are decoders, they must listen: the share of the reconstruction loss that
+    the right h_eos had `saved` by half-time.
     """
-    return (
+    trained = (
         Gate("contrastive training's gain in R@1", contrastive - start, 0.15),
         Gate("R@1 after contrastive training", contrastive, 0.3, 0.75),
-        Gate("the share of the loss that the right h_eos saves by half-time", saved, 0.05),
     )
+    name = "the share of the loss that the right h_eos saves by half-time"
+    return trained if saved is None else (*trained, Gate(name, saved, 0.05))
 
 
 def saved_by_half(log: pd.DataFrame, decoders_first: int = 0) -> float:

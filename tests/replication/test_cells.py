@@ -56,6 +56,35 @@ def test_a_cell_is_run_once_and_kept_with_its_command(tmp_path):
         measure_cells("trial", some_cells(asked), {"steps": 4}, "", tmp_path)
 
 
+def test_two_processes_share_the_cells(tmp_path):
+    """While one is at a cell, the same command elsewhere takes the others, and leaves what it finds done."""
+    asked: list = []
+    first, second = some_cells(asked)
+
+    def meanwhile() -> Measured:
+        table = measure_cells("trial", [first, second], {"steps": 3}, "x", tmp_path)
+        assert table["arm"].tolist() == ["two"]
+        return first.measure()
+
+    busy = Cell("one", 0, meanwhile)
+    table = measure_cells("trial", [busy, second], {"steps": 3}, "x", tmp_path)
+    assert asked == ["two", "one"]
+    assert table["arm"].tolist() == ["two", "one"]
+    assert list(read_results(tmp_path / "trial-ranks.csv", "query")) == ["two 0", "one 0"]
+
+
+def test_curves_are_kept_by_arm_and_seed(tmp_path):
+    curve = pd.DataFrame({"step": [50, 100], "R@1": [0.1, 0.2]})
+    found = Measured({"R@1": 0.2}, curve=curve)
+    some = [Cell(arm, seed, lambda: found) for seed in (0, 1) for arm in ("one", "two")]
+    measure_cells("trial", some, {"steps": 3}, "x", tmp_path)
+    (tmp_path / "trial.csv").unlink()  # its rows were not written: measured again, and there once
+    measure_cells("trial", some, {"steps": 3}, "x", tmp_path)
+    rows = read_results(tmp_path / "trial-curves.csv")
+    assert rows.groupby(["arm", "seed"]).size().tolist() == [2, 2, 2, 2]
+    assert rows["R@1"].tolist() == [0.1, 0.2] * 4
+
+
 def test_a_run_that_was_killed_goes_on(tmp_path):
     """Killed after a cell's ranks were written and before its row was: the cell is measured again, and stands
     once.
@@ -69,7 +98,7 @@ def test_a_run_that_was_killed_goes_on(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         measure_cells("trial", broken, {}, "command", tmp_path)
     cells._keep_ranks(tmp_path / "trial-ranks.csv", "two 0", RANKS, "command")
-    cells._keep_rows(tmp_path / "trial-queries.csv", "two", ROWS, "command")
+    cells._keep_rows(tmp_path / "trial-queries.csv", {"arm": "two"}, ROWS, "command")
     measure_cells("trial", some_cells(asked), {}, "command", tmp_path)
     assert asked == ["one", "two"]
     assert list(read_results(tmp_path / "trial-ranks.csv", "query")) == ["one 0", "two 0"]

@@ -10,7 +10,7 @@ from coral_lab.mini.pairs import mini_pairs
 from coral_lab.mini.queries import stated
 from coral_lab.models.loading import load
 from coral_lab.replication import experiments
-from coral_lab.replication.asked import conditions, errors, formats
+from coral_lab.replication.asked import EACH, binding, composition, conditions, errors, formats
 from coral_lab.replication.cells import read_results
 from coral_lab.replication.experiments import (
     ARMS,
@@ -84,7 +84,9 @@ def test_arms_are_trained_as_they_say(small, random_folder, tmp_path, monkeypatc
     monkeypatch.setattr(
         experiments,
         "train_pairs",
-        lambda model, shop, *rest: sizes.append(len(shop.queries)) or trainer(model, shop, *rest),
+        lambda model, shop, *rest, **more: (
+            sizes.append(len(shop.queries)) or trainer(model, shop, *rest, **more)
+        ),
     )
     plan = Plan(seeds=1, steps=1, batch_size=4, queries=5, start=str(random_folder))
     places = {"out": tmp_path / "results", "work": tmp_path / "work"}
@@ -109,6 +111,37 @@ def test_arms_are_trained_as_they_say(small, random_folder, tmp_path, monkeypatc
     monkeypatch.setattr(experiments, "load_network", lambda *_, **__: learnt)
     with pytest.raises(ValueError, match=r"'weights': 'xxh3 .*; move it"):
         train_and_measure("methods", plan, arms=arms, **places)
+
+
+def test_an_arm_s_own_start_steps_and_seeds_win_and_its_curve_is_kept(
+    small, random_folder, tmp_path, monkeypatch
+):
+    rate = 2e-3
+    arms = {
+        "before": Arm(CONTRASTIVE, steps=0, seeds=1),
+        "coral": Arm(Coral(), learning_rate=rate, seeds=2, decoders_first=1),
+        "lower": Arm(CONTRASTIVE, start=str(random_folder)),
+    }
+    monkeypatch.setattr(
+        experiments, "catalogue", lambda name, split: catalogue(name, split) if split == "train" else small
+    )
+    monkeypatch.setattr(experiments, "contrastive_evaluation", lambda _: lambda: {"R@1": 0.5, "MRR@10": 0.6})
+    plan = Plan(1, 2, 4, 5, "mini-base", "val", first_seed=100, curve=1, chosen="2 steps")
+    places = {"out": tmp_path / "results", "work": tmp_path / "work"}
+    table = train_and_measure("trial", plan, arms=arms, **places).set_index(["arm", "seed"])
+    assert table.index.tolist() == [("before", 100), ("coral", 100), ("lower", 100), ("coral", 101)]
+    assert {*table["chosen"]} == {"2 steps"}
+    assert table["weights"].iloc[0].count(" ") == 2  # of both bases
+    curves = read_results(places["out"] / "trial-curves.csv")
+    assert curves.groupby(["arm", "seed"])["step"].agg(list).to_dict() == {
+        ("coral", 100): [1, 2],
+        ("coral", 101): [1, 2],
+        ("lower", 100): [1, 2],
+    }
+    (log,) = places["work"].glob("*/trial-coral-100/log.csv")
+    assert read_results(log)["step"].tolist() == [1, 2, 3]
+    assert read_results(log)["learning_rate"].max() <= rate
+    assert table.loc[("coral", 100), "rate"] == rate
 
 
 @pytest.mark.parametrize("name", ["loss-ablation", "methods"])
@@ -143,3 +176,28 @@ def test_checkpoints_are_asked_in_every_format_with_conditions_changed_and_sorte
     table = errors(shop, models, **places)
     rows = read_results(tmp_path / "mistakes-queries.csv")
     assert len(rows) == round(table["wrong"].iloc[0] * len(some))
+
+
+def test_checkpoints_are_asked_whose_value_they_take_and_in_pieces(
+    small, tmp_path, random_folder, monkeypatch
+):
+    monkeypatch.setattr("coral_lab.replication.asked.EACH", 2)
+    table = composition(small, [str(random_folder)], out=tmp_path)
+    numbers = sorted({len(query.conditions) for query in small.queries})
+    count = sum(min(2, sum(len(q.conditions) == n for q in small.queries)) for n in numbers)
+    assert set(table["queries"]) <= {count, 1, 2}
+    assert table["conditions"].tolist() == [str(n) for n in ("all", *numbers) for _ in range(5)]
+    tested = table[table["way"] != "interleaved"]
+    assert tested[["difference low", "difference high", "p", "p (Holm)"]].notna().all(axis=None)
+    assert read_results(tmp_path / "composition-ranks.csv", "query").shape == (count, 5)
+
+    table = binding(small, [str(random_folder)], out=tmp_path).set_index(["by", "value"])
+    assert ("all", "all") in table.index
+    asked = {c.attribute for query in small.queries for c in query.conditions}
+    assert {*table.loc["attribute"].index} <= asked
+    row = table.loc[("all", "all")]
+    assert row["error else low"] <= row["error else"] <= row["error else high"]
+    rows = read_results(tmp_path / "binding-queries.csv")
+    assert len(rows) == row["hits"]
+    assert set(rows["whose"]) <= {"asked", "another", "nobody"}
+    assert EACH == 300

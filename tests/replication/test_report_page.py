@@ -21,6 +21,9 @@ def test_a_report_says_what_was_measured(random_model, tmp_path):
         assert str(expected.metrics[name]) in page
     assert "An unjudged hit counts as wrong: judged@10 is 0." in expected.note
     assert expected.note in page
+    assert "fusion gap: R@1 0." in page
+    assert "2 queries of two conditions or more" in page
+    assert "binding: " in page
     assert "coral-lab report &lt;&amp;&gt;" in page
     assert "200 products, 8 queries" in page
     for title in (
@@ -28,6 +31,7 @@ def test_a_report_says_what_was_measured(random_model, tmp_path):
         "Language matrix",
         "Order sensitivity",
         "What wrong first hits fail",
+        "Fusion and binding",
         "Findings",
     ):
         assert f"<h2>{title}</h2>" in page
