@@ -23,7 +23,7 @@ from coral_lab.replication.experiments import Arm, Plan, train_and_measure
 from coral_lab.replication.seeds import Gate, Judgement, compare, gates, judge
 from coral_lab.training.reconstruction import CONTRASTIVE, Coral
 
-DATE = "2026-11-27"
+START = "mini-pretrained"
 BASES = WORK / "bases"
 """Where `coral-lab mini` puts the rungs that do not ship: seeing, pretrained-without-class, …"""
 
@@ -34,9 +34,9 @@ DECODERS_FIRST = 100
 CHOOSING, SEEDS, FEW = 2, 8, 3
 """Seeds that choose (from 100 on), of the primary comparison, and of all others (from 0 on)."""
 
-PILOT = Plan(1, 0, split="val", first_seed=100, queries=500, start="mini-pretrained")
+PILOT = Plan(1, 0, split="val", first_seed=100, queries=500, start=START)
 CHOICE = replace(PILOT, seeds=CHOOSING)
-STUDY = Plan(FEW, 0, queries=2000, start="mini-pretrained", curve=50)
+STUDY = Plan(FEW, 0, queries=2000, start=START, curve=50)
 
 coral = partial(Arm, decoders_first=DECODERS_FIRST)
 """An arm whose decoders learn alone at first: else they do not listen before half of a short run is over."""

@@ -140,6 +140,7 @@ def train_and_measure(
             return replace(found, row=row)
         log = read_results(folder / "log.csv")
         row |= {"rate": arm.learning_rate, "saved": saved_by_half(log, arm.decoders_first)}
+        row |= _costs(log, arm.decoders_first)
         return replace(found, row=row, curve=_curve(log, arm.decoders_first))
 
     cells = [
@@ -180,6 +181,16 @@ def _command(name: str, plan: Plan) -> str:
         return f"coral-lab experiment {name}"
     command = f"coral-lab experiment {name} --seeds {plan.seeds} --steps {plan.steps}"
     return command if plan.start == START else f"{command} --start {plan.start}"
+
+
+def _costs(log: pd.DataFrame, decoders_first: int) -> dict[str, float]:
+    """Seconds of all steps of the decoders alone, and of one after them: medians, which leave out
+    evaluations and what else the machine did.
+    """
+    alone = log["step"] <= decoders_first
+    each = log["seconds"].diff().fillna(log["seconds"])
+    first = float(each[alone].median()) * decoders_first if decoders_first else 0.0
+    return {"first_seconds": first, "step_seconds": float(each[~alone].median())}
 
 
 def _curve(log: pd.DataFrame, decoders_first: int) -> pd.DataFrame:
