@@ -205,6 +205,22 @@ def paired_difference(
     return Difference(interval.mean, interval.low, interval.high, float(test.pvalue), len(a))
 
 
+def detectable_difference(spread: float, n: int, wanted: float = 0.8) -> float:
+    """The smallest true mean difference that a two-sided test at 0.05 finds in a share `wanted` of samples of
+    `n` queries, whose paired differences have the standard deviation `spread` (normal approximation).
+
+    Where a test finds nothing it says what there was to find. NaN for no spread, from which nothing can be
+    said. Raises ValueError for fewer than two queries, a negative spread, or a share outside 0.05 to 1. Over
+    training seeds it is `replication.seeds.detectable`.
+    """
+    if n < 2 or not 0.05 < wanted < 1 or not spread >= 0:
+        raise ValueError(
+            f"n is {n}, wanted {wanted}, spread {spread}; give 2 or more, 0.05 to 1, and 0 or more"
+        )
+    reach = stats.norm.isf(0.025) + stats.norm.ppf(wanted)
+    return float(reach * spread / np.sqrt(n)) if spread else float("nan")
+
+
 def holm(p: Float[np.ndarray, " test"]) -> Float[np.ndarray, " test"]:
     """p-values corrected for being several (Holm 1979): never below the given ones, never above 1."""
     order = np.argsort(p)

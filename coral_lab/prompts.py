@@ -62,13 +62,13 @@ def instructions() -> Mapping[str, dict]:
     return json.loads(shipped("data/instructions.json").read_text(encoding="utf-8"))
 
 
-def _words(query: Query) -> tuple[str, list[str]]:
+def _words(query: Query, sentence: Mapping[str, str]) -> tuple[str, list[str]]:
     """The instruction's opening, and the words before each reference; MERIT's own keys stay as they are."""
     table = instructions()
     if query.language not in table:
         problem = f"language is {brief(query.language)}; choose one of {', '.join(table)}"
         raise ItemError(f"query {query.id!r}", problem)
-    words = table[query.language]
+    words = {**table[query.language], **sentence}
     name = words["classes"].get(query.class_name, _spoken(query.class_name))
     opening = words["find"].format(**{"class": name}) if name else words["anything"]
     asked = [words["attributes"].get(c.attribute, _spoken(c.attribute)) for c in query.conditions]
@@ -80,9 +80,13 @@ def _spoken(name: str) -> str:
     return name.rpartition(" > ")[2].replace("_", " ")
 
 
-def seq(query: Query) -> Iterator[Part]:
-    """The model card's format: every picture where it is spoken of (the paper's `Seq`)."""
-    text, asked = _words(query)
+def seq(query: Query, sentence: Mapping[str, str] = MappingProxyType({})) -> Iterator[Part]:
+    """The model card's format: every picture where it is spoken of (the paper's `Seq`).
+
+    `sentence` are words in place of the instruction's, by their names in `instructions`: find, anything,
+    first and next.
+    """
+    text, asked = _words(query, sentence)
     for number, (condition, words) in enumerate(zip(query.conditions, asked, strict=True), 1):
         # The card breaks the line before the first picture only.
         yield f"{text}{words}<Product {number}> " + ("\n " if number == 1 else "")

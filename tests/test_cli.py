@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -297,3 +298,24 @@ def test_a_model_is_trained_on_a_folder_of_merits_files_and_goes_on(random_folde
     assert model.processor.image_processor.size["longest_edge"] == 6272
     assert main([*given, "--pixels", "6272", "--freeze-vision", "--batches", "closer"]) == 2
     assert "was made with batches mixed, and now it is closer" in capsys.readouterr().err
+
+
+def test_a_diagnosis_follows_the_result(random_folder, shop, tmp_path, capsys):
+    folder = tmp_path / "merit"
+    write_merit(shop, folder, "test", limit=12)
+    words = ["evaluate", "--data", str(folder), "--store", "", "--model", str(random_folder), "--diagnose"]
+    assert main(words) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert said[-2].startswith("fusion gap: R@1 ")
+    assert said[-2].endswith(", 12 queries of two conditions or more")
+    assert said[-1].startswith("binding: ")
+    assert main([*words, "--attributes"]) == 2
+    assert "give one of the two" in capsys.readouterr().err
+
+
+def test_a_diagnosis_of_single_conditions_is_refused_before_a_model_is_loaded(shop, monkeypatch, capsys):
+    alone = [replace(query, conditions=query.conditions[:1]) for query in shop.queries[:3]]
+    monkeypatch.setattr(measuring, "data_of", lambda _: replace(shop, queries=alone))
+    monkeypatch.setattr(measuring, "loaded", lambda *_: pytest.fail("loaded"))
+    assert main(["evaluate", "--diagnose"]) == 2
+    assert "none of 3 queries has two conditions" in capsys.readouterr().err

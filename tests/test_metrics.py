@@ -24,6 +24,7 @@ from coral_lab.metrics import (
     condensed,
     crossed_change,
     crossed_estimate,
+    detectable_difference,
     estimate,
     graded_ndcg,
     holm,
@@ -33,6 +34,7 @@ from coral_lab.metrics import (
     recall_at,
     reciprocal_rank,
 )
+from coral_lab.replication.seeds import detectable
 
 RANKS = np.array([1, 2, 5, 6, 10, 11, 51_177, MISS])
 
@@ -337,3 +339,22 @@ def test_a_change_needs_pairs_and_a_baseline_that_is_not_zero_throughout():
 )
 def test_holms_correction_by_hand(given, corrected):
     assert holm(np.array(given)) == pytest.approx(corrected)
+
+
+def test_the_smallest_difference_that_is_found_by_hand_and_beside_the_t_test():
+    """(1.95996 + 0.84162) · 0.5 / 10; and with many queries what seeds' t test says of as many seeds."""
+    assert detectable_difference(0.5, 100) == pytest.approx(0.140079, abs=1e-6)
+    assert detectable_difference(0.3, 60) == pytest.approx(detectable(0.3, 60), rel=0.03)
+    assert detectable_difference(0.5, 100, 0.9) > detectable_difference(0.5, 100)
+    assert np.isnan(detectable_difference(0.0, 100))
+    for wrong in ((0.5, 1, 0.8), (-0.1, 10, 0.8), (float("nan"), 10, 0.8), (0.5, 10, 1.0), (0.5, 10, 0.05)):
+        with pytest.raises(ValueError, match="give 2 or more"):
+            detectable_difference(*wrong)
+
+
+def test_the_smallest_difference_is_found_8_times_of_10():
+    random, found = np.random.default_rng(0), 0
+    size = detectable_difference(1.0, 50)
+    for _ in range(400):
+        found += stats.ttest_1samp(random.normal(size, 1.0, 50), 0).pvalue < 0.05
+    assert 0.74 < found / 400 < 0.86

@@ -4,11 +4,23 @@ import json
 import shlex
 import time
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from coral_lab.cli.options import data_of, loaded, make_parent, say, say_skipped, settings_of
 from coral_lab.sources.files import csv_text, fresh_file, write_text
 
-TRAINED, ASKED = ("loss-ablation", "methods", "ood"), ("formats", "conditions", "mistakes")
+if TYPE_CHECKING:
+    from coral_lab.evaluation import Result
+    from coral_lab.retrieval import Index
+
+DESIGNED = ("length", "selection", "objectives", "ladder", "variants", "unseen")
+TRAINED, ASKED = (
+    ("loss-ablation", "methods", "ood"),
+    (
+        *("formats", "conditions", "mistakes", "languages", "vectors", "sturdiness"),
+        *("binding", "composition", "interaction", "scores"),
+    ),
+)
 CHOICES = ("references", "pixels", "wording", "input", "dtype", "positives")
 
 
@@ -23,11 +35,16 @@ def evaluate(options) -> None:
     from coral_lab.mini.naming import name_attributes
     from coral_lab.prompts import format_of
     from coral_lab.retrieval import index
+    from coral_lab.study.composition import several
 
     format_of(options.format)  # before a checkpoint is loaded
+    if options.diagnose and options.attributes:
+        raise ValueError("--attributes asks no queries and --diagnose is about them; give one of the two")
     shop = data_of(options)
     if not options.attributes:
         metric_names(shop.queries[: options.limit])
+    if options.diagnose:
+        several(shop.queries[: options.limit])
     model = loaded(options, shop)
     if options.attributes:
         table = name_attributes(model, shop.products[: options.limit])
@@ -47,6 +64,8 @@ def evaluate(options) -> None:
         "the first hit has the wanted: "
         + json.dumps({k: round(v, 3) for k, v in result.met_by_first().items()})
     )
+    if options.diagnose:
+        _diagnose(pool, result)
     if options.json:
         make_parent(options.json)
         seconds = round(time.perf_counter() - started, 1)
@@ -59,6 +78,19 @@ def evaluate(options) -> None:
     if options.csv:
         make_parent(options.csv)
         result.write_csv(options.csv)
+
+
+def _diagnose(pool: "Index", result: "Result") -> None:
+    """The fusion gap and whose value wrong first hits have, a line each."""
+    from coral_lab.errors import NotShownError
+    from coral_lab.study import binding, composition
+
+    ways = (composition.INTERLEAVED, composition.MEAN)
+    say(composition.in_words(composition.composed(pool, composition.several(result.queries), ways)))
+    try:
+        say(binding.in_words(binding.whose_value(result)))
+    except NotShownError as error:  # queries whose values nobody knows, as people's own are
+        say(f"binding: {error}")
 
 
 def compare(options) -> None:
@@ -103,15 +135,19 @@ def encode(options) -> None:
 
 def experiment(options) -> None:
     from coral_lab.replication import asked as asking
-    from coral_lab.replication import experiments
+    from coral_lab.replication import design, experiments
     from coral_lab.replication.cells import RESULTS, compare_arms, read_results
 
     out = options.out or RESULTS
     asked, trained = ("models", "data", "limit", "sample"), ("seeds", "steps", "start", "arms")
-    ignored = asked if options.name in TRAINED else trained
-    if other := [f"--{name}" for name in ignored if getattr(options, name) is not None]:
+    taken = {DESIGNED: ("bases",), TRAINED: trained, ASKED: asked}
+    own = next(names for kind, names in taken.items() if options.name in kind)
+    ignored = {*asked, *trained, "bases"} - {*own}
+    if other := [f"--{name}" for name in sorted(ignored) if getattr(options, name) is not None]:
         raise ValueError(f"experiment {options.name} takes no {', '.join(other)}; leave it out")
-    if options.name in TRAINED:
+    if options.name in DESIGNED:
+        table = design.run(options.name, out=out, bases=options.bases or design.BASES)
+    elif options.name in TRAINED:
         arms = experiments.ARMS[options.name]
         if other := sorted({*(options.arms or arms)} - {*arms}):
             raise ValueError(f"{options.name} has no arm {other}; choose from {', '.join(map(repr, arms))}")
@@ -130,6 +166,8 @@ def experiment(options) -> None:
     if options.name == "loss-ablation":
         table = compare_arms(read_results(out / "loss-ablation-ranks.csv", "query"))
     say(table.round(4).to_string(index=False))
+    if options.name in DESIGNED:
+        say(design.told(options.name, out))
 
 
 def _without_out(arguments: list[str]) -> list[str]:

@@ -60,6 +60,11 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--attributes", action="store_true", help="ask the model to name what it sees and reads"
     )
+    evaluate.add_argument(
+        "--diagnose",
+        action="store_true",
+        help="also: does it use that conditions stand in one query, and whose value has a wrong hit",
+    )
 
     compare = commands.add_parser(
         "compare", help="models side by side on the same queries: quality, paired tests, cost, one page"
@@ -84,7 +89,9 @@ def _parser() -> argparse.ArgumentParser:
         "experiment", help="measure what the findings rest on; each cell once, kept in a folder"
     )
     experiment.set_defaults(command=measuring.experiment, into_folder=True)
-    experiment.add_argument("name", choices=[*measuring.TRAINED, *measuring.ASKED])
+    experiment.add_argument("name", choices=[*measuring.DESIGNED, *measuring.TRAINED, *measuring.ASKED])
+    designed = experiment.add_argument_group(f"for the design's, in turn: {', '.join(measuring.DESIGNED)}")
+    designed.add_argument("--bases", type=Path, help="its rungs; build/experiments/bases by default")
     trained = experiment.add_argument_group(f"for what is trained: {', '.join(measuring.TRAINED)}")
     trained.add_argument("--seeds", type=positive, help="3 by default")
     trained.add_argument("--steps", type=positive, help="100 by default")

@@ -139,7 +139,7 @@ def _keep(out: Path, name: str, cell: Cell, found: Measured, command: str) -> No
     if found.queries is not None:
         _keep_rows(out / f"{name}-queries.csv", {"arm": cell.arm}, found.queries, command)
     if found.curve is not None:
-        key = {"arm": cell.arm, "seed": cell.seed}
+        key: dict[str, str | int] = {"arm": cell.arm, "seed": cell.seed}
         _keep_rows(out / f"{name}-curves.csv", key, found.curve, command)
 
 

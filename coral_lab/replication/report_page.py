@@ -8,6 +8,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
+from coral_lab.errors import NotShownError
 from coral_lab.evaluation import Result
 from coral_lab.metrics import Estimate, estimate
 from coral_lab.query import Dataset, Query, Traits
@@ -17,6 +18,7 @@ from coral_lab.results import grey, page, paragraph
 from coral_lab.retrieval import Index
 from coral_lab.sources.files import write_text
 from coral_lab.sources.package_files import shipped
+from coral_lab.study import binding, composition
 from coral_lab.study.edits import AS_ASKED, orders
 from coral_lab.study.error_analysis import mistakes, worst
 from coral_lab.study.plots import bars, matrix
@@ -43,6 +45,7 @@ def report(
         "Language matrix": _languages(result),
         "Order sensitivity": _orders(index, result.queries, sensitivity),
         "What wrong first hits fail": _mistakes(result, galleries, shop.traits),
+        "Fusion and binding": _diagnosis(index, result, sensitivity),
         "Beside the paper": _published(result),
         "Findings": _findings(),
         "Queries and their hits": "".join(
@@ -172,6 +175,19 @@ def _mistakes(result: Result, count: int, traits: Traits) -> str:
     figure = bars(shares, f"{len(table):,} wrong first hits of {len(result.queries):,}", "share")
     seen = f" Visual: {', '.join(traits.visual)}." if traits.visual else ""
     return figure_of(figure) + paragraph(escape(f"Of these: {said}.{seen}")) + worst(result, table, count)
+
+
+def _diagnosis(index: Index, result: Result, count: int) -> str:
+    """The fusion gap of the first queries of two or more conditions; whose value wrong first hits have."""
+    try:
+        asked = composition.several(result.queries)[:count]
+        gap = composition.composed(index, asked, (composition.INTERLEAVED, composition.MEAN))
+        said = paragraph(escape(composition.in_words(gap)))
+        rows = binding.whose_value(result)
+    except NotShownError as error:
+        return paragraph(escape(str(error)))
+    tables = [binding.taken(rows, by) for by in ("all", "attribute")]
+    return said + paragraph(escape(binding.in_words(rows))) + table_of(pd.concat(tables), index=False)
 
 
 def _published(result: Result) -> str:

@@ -1,6 +1,6 @@
 """Studying a model: edited queries and what becomes of their rankings, paired comparisons, the shape of the
-space, probes, mistakes. Numbers in, tables and figures out. `edits`, `geometry` and `plots` are used as
-modules.
+space, probes, mistakes. Numbers in, tables and figures out. `binding`, `composition`, `edits`, `geometry`,
+`interaction`, `languages`, `plots`, `scores`, `splits` and `sturdiness` are used as modules.
 """
 
 from typing import TYPE_CHECKING
@@ -8,17 +8,20 @@ from typing import TYPE_CHECKING
 from coral_lab import public
 
 if TYPE_CHECKING:
+    from coral_lab.study.cheaper import coded as coded
     from coral_lab.study.cluster_names import clusters as clusters
     from coral_lab.study.comparison import compare_edits as compare_edits
     from coral_lab.study.comparison import conditions_met as conditions_met
     from coral_lab.study.comparison import first_hits as first_hits
     from coral_lab.study.comparison import judged as judged
     from coral_lab.study.depth import by_layer as by_layer
+    from coral_lab.study.erasure import leace as leace
     from coral_lab.study.error_analysis import mistakes as mistakes
     from coral_lab.study.error_analysis import worst as worst
     from coral_lab.study.fusion import fused as fused
     from coral_lab.study.fusion import truncated as truncated
     from coral_lab.study.fusion import truncations as truncations
+    from coral_lab.study.hubs import turned_down as turned_down
     from coral_lab.study.judging import agreement as agreement
     from coral_lab.study.judging import graded as graded
     from coral_lab.study.judging import pools as pools

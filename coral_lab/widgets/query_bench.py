@@ -17,12 +17,15 @@ from coral_lab.query import Condition, Product, Query, right_answers
 from coral_lab.results import Hits, flow
 from coral_lab.retrieval import Index
 from coral_lab.sources.judgements import Session
+from coral_lab.study.composition import search
 from coral_lab.widgets.condition_row import ConditionRow, condition_of
 from coral_lab.widgets.judged_hits import JudgedHits, marked_html
 from coral_lab.widgets.parts import LABELLED, Frozen, Message, button, wrapped
 from coral_lab.widgets.picker import Picker
 
 REMEMBERED = 100  # ranks that a pinned ranking remembers
+ONE_BY_ONE = "one by one"
+"""Beside the formats: each condition asked alone, and the mean of the embeddings (`study.composition`)."""
 
 
 def as_python(query: Query) -> str:
@@ -63,10 +66,11 @@ class QueryBench(widgets.VBox):
     model.
 
     `indexes` is one index or several by name, over the same products; `query` is where to start, by default
-    an empty one, in the first index's format. `query` and `hits` are what is shown, `steps` and `history` all
-    that ever was. With a `session` hits can be marked, by mouse and by keys; the bench then begins with the
-    query that was judged last, and what is asked anew gets an id of its own. An edit that fails changes
-    nothing: called from Python it raises, clicked it says why below the conditions.
+    an empty one, in the first index's format. The format "one by one" asks each condition alone, in the
+    index's format, and searches by the mean of the embeddings. `query` and `hits` are what is shown, `steps`
+    and `history` all that ever was. With a `session` hits can be marked, by mouse and by keys; the bench then
+    begins with the query that was judged last, and what is asked anew gets an id of its own. An edit that
+    fails changes nothing: called from Python it raises, clicked it says why below the conditions.
     """
 
     def __init__(
@@ -214,7 +218,11 @@ class QueryBench(widgets.VBox):
 
     def _search(self, query: Query, format: str, model: str) -> None:
         started = perf_counter()
-        found = self.indexes[model].search(query, max(self.k, REMEMBERED), format=self.formats[format])
+        pool, k = self.indexes[model], max(self.k, REMEMBERED)
+        if format == ONE_BY_ONE and format not in self.formats:
+            found = search(pool, query, k)
+        else:
+            found = pool.search(query, k, format=self.formats[format])
         cards = replace(found, hits=found.hits[: self.k]).cards(self.pinned)
         parent = self.at if self.steps else None
         self.steps.append(Shown(query, format, model, found, parent, perf_counter() - started))
@@ -256,7 +264,7 @@ class QueryBench(widgets.VBox):
             layout={"width": "300px"},
         )
         self.language = dropdown(LANGUAGES, "Language", "130px")
-        self.format = dropdown(list(self.formats), "Format", "150px")
+        self.format = dropdown([*{**self.formats, ONE_BY_ONE: None}], "Format", "170px")
         self.model = dropdown(list(self.indexes), "Model", "220px")
         self.pin_button = self._button(
             "Pin",

@@ -9,7 +9,7 @@ import pytest
 from coral_lab import Condition, Product, Query, Settings, encode, evaluate, index
 from coral_lab.evaluation import Result
 from coral_lab.metrics import paired_difference
-from coral_lab.study.comparison import compare_edits, conditions_met, first_hits, judged
+from coral_lab.study.comparison import change, compare_edits, conditions_met, first_hits, judged
 
 
 @pytest.fixture(scope="module")
@@ -114,3 +114,12 @@ def test_conditions_met_by_hand():
     assert all(math.isnan(met) for met in table["met"][1::2])
     with pytest.raises(ValueError, match="zip"):
         conditions_met([query], [])
+
+
+def test_a_change_by_hand():
+    """Two of four queries are found that were not, one is lost."""
+    found = change(np.array([1.0, 1, 0, 1]), np.array([0.0, 0, 1, 1]), "R@5")
+    assert list(found) == ["R@5 change", "R@5 change low", "R@5 change high", "R@5 change p"]
+    assert found["R@5 change"] == 0.25
+    assert found["R@5 change low"] < 0 < found["R@5 change high"]
+    assert found["R@5 change p"] == 1  # any of the eight signs of three changes is as far off

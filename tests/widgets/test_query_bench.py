@@ -8,6 +8,7 @@ import coral_lab as cl
 from coral_lab import Settings, index
 from coral_lab.prompts import FORMATS
 from coral_lab.query import right_answers
+from coral_lab.study.composition import search
 from coral_lab.widgets.query_bench import QueryBench, as_python
 
 
@@ -134,6 +135,20 @@ def test_class_text_language_attribute_format_and_model(pool, asked):
     bench.model.value = "two"
     assert bench.history[["format", "model"]].values.tolist()[-2:] == [["mine", "one"], ["mine", "two"]]
     assert len(bench.history) == 7
+
+
+def test_conditions_can_be_asked_one_by_one(pool, asked):
+    bench = QueryBench(pool, asked)
+    bench.format.value = "one by one"
+    assert bench.step.format == "one by one"
+    expected = search(pool, asked)
+    assert [hit.product for hit in bench.hits] == [hit.product for hit in expected]
+    bench.undo()
+    assert (bench.format.value, bench.step.format) == ("seq", "seq")
+    own = QueryBench(pool, asked, formats={"one by one": lambda query: ["x"]})  # a name of the reader's own
+    own.format.value = "one by one"
+    alone = pool.search(asked, format=lambda query: ["x"])
+    assert [hit.product for hit in own.hits] == [hit.product for hit in alone]
 
 
 def test_a_pinned_ranking_shows_how_the_next_differs(bench, pool):
