@@ -61,7 +61,7 @@ def test_the_tree_has_every_room_and_every_file_of_the_root():
     assert listed == there - {"__init__.py", "py.typed", "__pycache__/"}
 
 
-@pytest.mark.parametrize("name", ["base", "contrastive", "coral"])
+@pytest.mark.parametrize("name", ["pretrained", "base", "contrastive", "coral"])
 def test_retrieval_figures_are_those_measured(name):
     written = json.loads(Path(f"data/results/{name}-test.json").read_text())
     mean, (low, high) = written["metrics"]["R@1"], written["intervals"]["R@1"]

@@ -32,6 +32,7 @@ SHIPPED = {
     "mini": "coral-mini",
     "mini-contrastive": "coral-mini-contrastive",
     "mini-base": "coral-mini-base",
+    "mini-pretrained": "coral-mini-pretrained",
 }
 """Names of the checkpoints in `data/`."""
 
@@ -53,8 +54,8 @@ def load(
     quick: bool | None = None,
     quantize: str | None = None,
 ) -> Model | SentenceModel:
-    """Load "mini", "mini-contrastive", "mini-base", a folder, or a hub id such as "Bia/CORAL": a Qwen2.5-VL,
-    Qwen2-VL or Qwen3-VL, else any folder of sentence-transformers (`sentence_models.py`).
+    """Load one of SHIPPED ("mini", "mini-pretrained", …), a folder, or a hub id such as "Bia/CORAL": a
+    Qwen2.5-VL, Qwen2-VL or Qwen3-VL, else any folder of sentence-transformers (`sentence_models.py`).
 
     `family` is how it is asked: a name in `families.FAMILIES`, a Family of one's own, or
     "sentence-transformers" for what the folder's own modules do; by default the one that its hub id, its

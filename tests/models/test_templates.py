@@ -198,7 +198,9 @@ def test_qwens_templates_are_read_as_transformers_reads_them(template, chat):
     assert render(template, chat, tokens) == theirs
 
 
-@pytest.mark.parametrize("name", ["coral-mini", "coral-mini-base", "coral-mini-contrastive"])
+@pytest.mark.parametrize(
+    "name", ["coral-mini", "coral-mini-base", "coral-mini-contrastive", "coral-mini-pretrained"]
+)
 def test_shipped_templates_are_read(name):
     text = (MINI.parent / name / "chat_template.jinja").read_text(encoding="utf-8")
     assert render(text, CHATS["a text"], {}).endswith("a bag<|im_end|>\n<|im_start|>assistant\n")
