@@ -158,13 +158,21 @@ def _best(table: pd.DataFrame, arm: str, names: Iterable[str]) -> float:
 
 def length(out: Path | None = None) -> int:
     """The fewest steps that pass both gates of contrastive training on validation queries; the most there
-    are if none does. Raises FileNotFoundError if `length` was not run.
+    are if none does. Raises FileNotFoundError if `length` was not run, ValueError if not so far.
     """
     table = read_results(_file("length", out)).set_index("arm")["R@1"]
     for steps in LENGTHS:
-        if all(gate.met for gate in gates(float(table["before"]), float(table[f"contrastive {steps}"]))):
+        before, after = (_measured(table, arm) for arm in ("before", f"contrastive {steps}"))
+        if all(gate.met for gate in gates(before, after)):
             return steps
     return LENGTHS[-1]
+
+
+def _measured(table: pd.Series, arm: str) -> float:
+    """A cell's figure. Another process may still be at it."""
+    if arm not in table:
+        raise ValueError(f"length has no cell {arm!r} yet; run it to its end: coral-lab experiment length")
+    return float(table[arm])
 
 
 def choose(out: Path | None = None) -> Chosen:

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from coral_lab.cli import main, measuring
-from coral_lab.replication import design
+from coral_lab.replication import cells, design
 from coral_lab.replication.cells import write_results
 from coral_lab.replication.design import (
     ALIKE,
@@ -67,6 +67,13 @@ def places(tmp_path):
 def test_the_length_is_the_shortest_that_passes_both_gates(tmp_path, before, after, steps):
     write_length(tmp_path, before, after)
     assert length(tmp_path) == steps
+
+
+def test_a_length_that_another_process_still_measures_is_named(tmp_path):
+    rows = pd.DataFrame({"arm": ["before", "contrastive 150"], "seed": 100, "R@1": [0.02, 0.1]})
+    write_results(tmp_path / "length.csv", rows, "x")
+    with pytest.raises(ValueError, match="length has no cell 'contrastive 300' yet"):
+        length(tmp_path)
 
 
 def test_rates_are_the_best_in_the_mean_and_the_weight_is_coral_s_at_its_rate(places):
@@ -143,7 +150,8 @@ def test_what_holds_back_starts_from_a_base_that_never_met_it(asked, places):
         assert own.start == ("" if own.control else str(places["bases"] / f"pretrained-without-{kind}"))
 
 
-def test_what_is_missing_is_named_with_the_command_that_makes_it(tmp_path, capsys):
+def test_what_is_missing_is_named_with_the_command_that_makes_it(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(cells, "shipped", lambda name: tmp_path / name)  # where nothing was run yet
     with pytest.raises(FileNotFoundError, match="`coral-lab experiment length` makes it"):
         run("selection", out=tmp_path)
     command = r"coral-lab mini --stage seeing --out .*seeing` makes it"
