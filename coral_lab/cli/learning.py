@@ -85,8 +85,8 @@ def add_to(commands: Any) -> None:
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument(
         "--without",
-        choices=("class", "language", "attribute"),
-        help="seeing and pretrained never meet what this out-of-distribution split holds back",
+        choices=("class", "language", "attribute", "all"),
+        help="seeing and pretrained never meet what this out-of-distribution split holds back, or all three",
     )
     _add_shared(parser, CONFIG)
 

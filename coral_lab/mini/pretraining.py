@@ -20,7 +20,7 @@ from coral_lab.errors import CheckpointError
 from coral_lab.mini import wordings
 from coral_lab.mini.architecture import untrained
 from coral_lab.mini.lessons import Lesson, predictions, words_right
-from coral_lab.mini.merit_mini import SIZES, TRAITS, drawn
+from coral_lab.mini.merit_mini import SIZES, drawn
 from coral_lab.mini.wordings import Exchange, Scope, Thing, limited, thing
 from coral_lab.models.inputs import prompt
 from coral_lab.models.loading import best_device
@@ -91,7 +91,7 @@ def taught(model: Model) -> Taught | None:
     if field is None:
         return None
     stage, _, without = field.partition(" without ") if isinstance(field, str) else ("", "", "")
-    if stage not in MIXTURES or without not in ("", *TRAITS.held_back):
+    if stage not in MIXTURES or without not in ("", *wordings.WITHOUT):
         problem = f"config.json has {FIELD} {brief(field)}; wanted {' or '.join(MIXTURES)}"
         raise CheckpointError(f"{model.name}: {problem}, as `coral-lab mini` writes it")
     return Taught(stage == "pretrained", wordings.scope(without or None))
@@ -266,7 +266,8 @@ def pretrain(
     on_step: Callable | None = None,
 ) -> Model:
     """Train a rung and save it in `out`: "seeing" from scratch, or "pretrained" from it. `without` is what an
-    out-of-distribution split holds back, "class", "language" or "attribute": it is absent from all of it.
+    out-of-distribution split holds back, "class", "language", "attribute" or "all" three: it is absent from
+    all of it.
 
     (Seven parameters, as the command line has them.) Raises ValueError for another stage or split, and for a
     model that is not the rung before.

@@ -45,14 +45,19 @@ class Scope:
     attributes: tuple[str, ...]
 
 
+WITHOUT = ("class", "language", "attribute", "all")
+"""What can be left out; "all" is the three together."""
+
+
 def scope(without: str | None = None) -> Scope:
-    """All of MERIT-mini, or less by what an out-of-distribution split holds back: "class", "language" or
-    "attribute" (`merit_mini.TRAITS`). Raises ValueError for another.
+    """All of MERIT-mini, or less by what out-of-distribution splits hold back (`merit_mini.TRAITS`), one of
+    `WITHOUT`. Raises ValueError for another.
     """
     every = {"class": tuple(cards()["classes"]), "language": LANGUAGES, "attribute": ATTRIBUTES}
-    if without is not None and without not in every:
-        raise ValueError(f"without is {without!r}; choose one of {', '.join(every)}")
-    gone = TRAITS.held_back[without] if without else ()
+    if without is not None and without not in WITHOUT:
+        raise ValueError(f"without is {without!r}; choose one of {', '.join(WITHOUT)}")
+    held_back = TRAITS.held_back.items()
+    gone = {value for kind, values in held_back if without in (kind, "all") for value in values}
     left = {kind: tuple(value for value in values if value not in gone) for kind, values in every.items()}
     return Scope(left["class"], left["language"], left["attribute"])
 

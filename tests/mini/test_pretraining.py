@@ -33,7 +33,7 @@ from coral_lab.mini.pretraining import (
     taught,
 )
 from coral_lab.mini.titles import ATTRIBUTES, VISUAL, material_phrase, named_in_title, word
-from coral_lab.mini.wordings import NONE, limited, scope, thing
+from coral_lab.mini.wordings import NONE, Scope, limited, scope, thing
 from coral_lab.models.loading import load_network
 from coral_lab.prompts import LANGUAGES, instructions
 from coral_lab.training.config import TrainConfig
@@ -249,8 +249,15 @@ def test_without_a_brand_there_is_no_badge_and_the_rest_stays(products):
     assert bare.tobytes() != marked.tobytes()
 
 
+def test_without_all_is_without_each_of_the_three():
+    assert scope("all") == Scope(
+        scope("class").classes, scope("language").languages, scope("attribute").attributes
+    )
+    assert scope().classes != scope("all").classes
+
+
 def test_an_unknown_split_stage_and_a_missing_start_are_named(tmp_path):
-    with pytest.raises(ValueError, match="without is 'colour'; choose one of class, language, attribute"):
+    with pytest.raises(ValueError, match="'colour'; choose one of class, language, attribute, all"):
         scope("colour")
     with pytest.raises(ValueError, match="stage is 'dreaming'; choose one of seeing, pretrained"):
         pretrain("dreaming", None, tmp_path)
