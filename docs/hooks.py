@@ -20,6 +20,13 @@ log = logging.getLogger("mkdocs.hooks")  # a warning fails a strict build
 SCRIPTS = re.compile(r"<script[^>]*>(?:(?!</script>).)*</script>", re.DOTALL)
 FOREIGN = re.compile(r"mathjax|mermaid", re.IGNORECASE)
 
+# A cell with a solution, up to the next cell or the notebook's end.
+SOLUTION = re.compile(
+    r'<div class="jp-Cell [^"]*\bcelltag_solution\b[^"]*">\s*<div class="jp-Cell .*?'
+    r'(?=<div class="jp-Cell |</div> <!-- jp-Notebook -->)',
+    re.DOTALL,
+)
+
 
 @event_priority(100)  # before mkdocs-jupyter looks for notebooks
 def on_files(files, config):
@@ -35,6 +42,7 @@ def on_page_content(html, page, config, files):
         return html
     name = Path(page.file.src_uri).name
     html = SCRIPTS.sub(lambda found: "" if FOREIGN.search(found[0]) else found[0], html)
+    html = SOLUTION.sub(r"<details><summary>Solution</summary>\g<0></details>", html)
     return f'<p><a href="{name}" download>Download this notebook</a></p>\n{html}'
 
 

@@ -27,6 +27,8 @@
 # ([arXiv 2506.03144](https://arxiv.org/abs/2506.03144)). This notebook runs on **coral-mini**, a small model
 # of the same architecture that ships with this repository, over **MERIT-mini**, a catalogue of drawn
 # products. Its figures say nothing about the paper's model. MODEL below takes any other checkpoint.
+#
+# About 2 minutes on two cores · first steps
 
 # %% tags=["install"]
 # In the workbench's own environment this does nothing. On Colab or Kaggle it installs the package:
@@ -43,14 +45,21 @@ MODEL = "mini"  # or "Bia/CORAL", or a folder
 DATA = "mini"  # or "WeiChow/merit", or a folder with its files
 QUERIES = 300  # how many queries to measure with
 K = 10
+WANTED, LIKE = "handbag", {"color": "red", "pattern": "stripes"}  # a query of your own
 
 # %%
+from dataclasses import replace
+
 import pandas as pd
 import torch
 from qwen_vl_utils import process_vision_info
 
 import coral_lab as cl
+from coral_lab.metrics import paired_difference
 from coral_lab.sources import shipped
+from coral_lab.study import conditions_met, first_hits, solutions
+from coral_lab.study.exercises import check, guessed
+from coral_lab.study.plots import bars, estimates_by
 
 model = cl.load(MODEL)
 shop = cl.dataset(DATA, on_error="skip", sample=500)
@@ -93,14 +102,13 @@ print(text)
 # %%
 ours = cl.encode(model, query)
 difference = abs(by_hand.float().cpu().numpy() - ours).max()
-print(f"embedding {ours.shape}, largest difference from the card's code {difference:.1e}")
+print(f"We observe: {ours.shape[1]} numbers, none further than {difference:.0e} from the card's code.")
 assert difference < (1e-5 if model.dtype == torch.float32 else 1e-2)
 
 # %% [markdown]
 # ## Search
 #
-# Encode the pool once, then ask. **Prediction**, before you run it: the wanted class should be right nearly
-# always. Of the conditions, which will the model miss first, those that are seen or those that are read?
+# Encode the pool once, then ask.
 
 # %%
 index = cl.index(model, shop.products)
@@ -114,22 +122,43 @@ hits.table()
 # ## How good is that?
 #
 # R@k is the share of queries with a right answer among the first k; MRR@10 the mean of 1 / rank of the
-# best-placed one,
-# 0 beyond ten: as the paper's authors compute them. A query's own reference pictures are left out of its
-# ranking.
+# best-placed one, 0 beyond ten: as the paper's authors compute them. A query's own reference pictures are
+# left out of its ranking. **Prediction.** Of ten queries, how many have a right answer first?
+
+# %%
+guess_first = None  # yours: a number from 0 to 10
 
 # %%
 result = cl.evaluate(model, shop.queries[:QUERIES], index)
 result
 
 # %%
-result.by("attribute")[["value", "queries", "R@1", "R@1 low", "R@1 high", "R@10"]].round(3)
+guessed(guess_first, round(10 * result.metrics["R@1"].mean, 1), within=1)
 
 # %%
-weakest = result.by("attribute").sort_values("R@1").iloc[0]
-best = result.by("attribute").sort_values("R@1").iloc[-1]
-print(f"We observe: queries that ask for {best['value']} are answered best (R@1 {best['R@1']:.2f}),")
-print(f"those that ask for {weakest['value']} worst (R@1 {weakest['R@1']:.2f}).")
+asked = estimates_by(result.per_query.explode("attributes"), "attributes", "R@1")
+bars(dict(sorted(asked.items(), key=lambda own: -own[1].mean)), "Queries that ask for this attribute", "R@1")
+
+# %% [markdown]
+# Where intervals overlap the figure cannot say which attribute is harder. A sharper question looks at
+# conditions of the *same* query. **Prediction.** Of a query's conditions, which will the first hit miss more
+# often, those that pictures show or those that only titles tell?
+
+# %%
+guess_missed = None  # yours: seen, read or neither
+
+# %%
+met = conditions_met(result.queries, first_hits(result))
+met["kind"] = met["attribute"].isin(shop.traits.visual).map({True: "seen", False: "read"})
+both = met.pivot_table(index="query", columns="kind", values="met").dropna()
+found = paired_difference(both["seen"].to_numpy(), both["read"].to_numpy())
+seen, read = both["seen"].mean(), both["read"].mean()
+print(f"We observe, in {found.n} queries with both kinds: met are {seen:.1%} of the seen,", end=" ")
+print(f"{read:.1%} of the read: {found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}].")
+told = "can" if found.p < 0.05 else "cannot"
+print(f"The two {told} be told apart, p {found.p:.4f}.")
+missed = "neither" if found.p >= 0.05 else "read" if found.mean > 0 else "seen"
+guessed(guess_missed, missed, of=("seen", "read", "neither"))
 
 # %% [markdown]
 # The paper's figures are for a model two thousand times larger on 51,177 photographs; the last two rows are
@@ -146,18 +175,24 @@ published[["method", "size", "input", "training", "R@1", "R@5", "R@10", "MRR@10"
 # the rest.
 
 # %%
-red = next(p for p in shop.products if p.attributes["color"] == ("red",))
-striped = next(p for p in shop.products if p.attributes["pattern"] == ("stripes",))
+like = {
+    attribute: next(p for p in shop.products if value in p.attributes.get(attribute, ()))
+    for attribute, value in LIKE.items()
+}
 mine = cl.Query(
     id="mine",
-    class_name="handbag",
-    conditions=(cl.Condition("color", red, "red"), cl.Condition("pattern", striped, "stripes")),
+    class_name=WANTED,
+    conditions=tuple(cl.Condition(attribute, like[attribute], value) for attribute, value in LIKE.items()),
     text=".",
 )
 index.search(mine, k=5)
 
 # %% [markdown]
 # **A new format is five lines**: a function that yields text and products. Everything else works as before.
+# **Prediction.** The list asks for the same. Will R@1 be higher, lower or the same?
+
+# %%
+guess_list = None  # yours: higher, lower or same
 
 
 # %%
@@ -168,20 +203,20 @@ def as_list(query):
         yield condition.product
 
 
-card_format = cl.evaluate(model, shop.queries[:QUERIES], index)
-list_format = cl.evaluate(model, shop.queries[:QUERIES], index, format=as_list)
+as_listed = cl.evaluate(model, shop.queries[:QUERIES], index, format=as_list)
 pd.DataFrame(
     {
-        name: {k: str(v) for k, v in r.metrics.items()}
-        for name, r in {"the card's format": card_format, "as a list": list_format}.items()
+        name: {metric: str(value) for metric, value in own.metrics.items()}
+        for name, own in {"the card's format": result, "as a list": as_listed}.items()
     }
 )
 
 # %%
-change = list_format.metrics["R@1"].mean - card_format.metrics["R@1"].mean
-print(
-    f"We observe: R@1 changes by {change:+.3f}. The model was trained on the card's wording, not on a list's."
-)
+found = paired_difference(as_listed.per_query["R@1"].to_numpy(), result.per_query["R@1"].to_numpy())
+print(f"We observe: R@1 changes by {found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}], p {found.p:.4f}.")
+print("The model was trained on the card's wording, not on a list's.")
+change = "same" if found.p >= 0.05 else "higher" if found.mean > 0 else "lower"
+guessed(guess_list, change, of=("higher", "lower", "same"))
 
 # %% [markdown]
 # ## Summary
@@ -192,6 +227,29 @@ print(
 #   gives.
 # - What a model cannot see or read, it cannot retrieve by: look at the breakdown by attribute first.
 #
-# **Exercise.** Swap the two conditions of `mine` with `mine.reordered((1, 0))` and search again. Do the first
-# five change? Then leave the titles out of the references (`dataclasses.replace(red, title="")`): which
-# attributes suffer?
+# **Exercise 1.** Swap the two conditions of `mine` with `mine.reordered((1, 0))` and search again. How many
+# of the first ten hits are still among the first ten?
+
+# %% tags=["exercise"]
+answer = None  # yours: a number from 0 to 10
+check(answer, solutions.hits_kept(index, mine, mine.reordered((1, 0)), 10))
+
+# %% tags=["solution"] jupyter={"source_hidden": true}
+before, after = ({hit.product for hit in index.search(q)} for q in (mine, mine.reordered((1, 0))))
+answer = len(before & after)
+check(answer, solutions.hits_kept(index, mine, mine.reordered((1, 0)), 10))
+
+# %% [markdown]
+# **Exercise 2.** `untitled` below is `mine` without the titles of its references. How many of its first five
+# hits have the wanted class and meet every condition?
+
+# %% tags=["exercise"]
+blank = [replace(c, product=replace(c.product, title="")) for c in mine.conditions]
+untitled = mine.edited(conditions=tuple(blank))
+answer = None  # yours: a number from 0 to 5
+check(answer, solutions.right_hits(index, untitled, 5))
+
+# %% tags=["solution"] jupyter={"source_hidden": true}
+five = [hit.product for hit in index.search(untitled, k=5)]
+answer = sum(p.class_name == WANTED and all(c.met_by(p) for c in untitled.conditions) for p in five)
+check(answer, solutions.right_hits(index, untitled, 5))

@@ -12,7 +12,7 @@
 # ---
 
 # %% [markdown]
-# # Languages: ask in Thai, find in Vietnamese?
+# # Languages: does a model prefer its own?
 #
 # [Open in
 # Colab](https://colab.research.google.com/github/coral-lab/coral_lab/blob/main/notebooks/04_languages.ipynb)
@@ -20,12 +20,16 @@
 # Kaggle](https://kaggle.com/kernels/welcome?src=https://github.com/coral-lab/coral_lab/blob/main/notebooks/04_languages.ipynb)
 #
 # **Question.** MERIT's shops write in five languages ([arXiv
-# 2506.03144](https://arxiv.org/abs/2506.03144)). If the same products were titled in another, would the
-# same query find them? And is *language* a direction in the space, which could be taken out?
+# 2506.03144](https://arxiv.org/abs/2506.03144)). Put every product on the shelf five times, with its title
+# in each: is a query answered in its own language, is every language shown as often, and what would be
+# lost if the language were taken out of the embeddings?
 #
 # MERIT-mini can title any product in any of its languages, so here nothing but the language changes. MERIT
 # has one title a product: there `cl.evaluate(…).by("language")` compares queries that differ in more than
-# that. Measured on **coral-mini**; the paper's model may do otherwise.
+# that. Measured on **coral-mini**; for the paper's model set MODEL to "Bia/CORAL" and BEFORE to what it
+# was trained from.
+#
+# About 2 minutes on two cores · advanced
 
 # %% tags=["install"]
 # In the workbench's own environment this does nothing. On Colab or Kaggle it installs the package:
@@ -39,233 +43,266 @@ if find_spec("coral_lab") is None:
 
 # %% tags=["parameters"]
 MODEL = "mini"  # or "Bia/CORAL", or a folder
+BEFORE = "mini-base"  # what it was before it was trained for retrieval
 DATA = "mini"  # one with parallel titles
 QUERIES = 200
-PRODUCTS = 1200  # to search among: all right answers and others
-SEED = 0
+PRODUCTS = 1200  # each of them in every language; all right answers and others, 120 at least
 
 # %%
+from dataclasses import replace
+from itertools import product
+
 import numpy as np
 import pandas as pd
-from sklearn.neighbors import NearestCentroid
 
 import coral_lab as cl
-from coral_lab.metrics import estimate, holm, paired_difference
-from coral_lab.retrieval import Index
-from coral_lab.study import geometry
-from coral_lab.study.comparison import conditions_met, first_hits, judged
-from coral_lab.study.edits import apply, code_switched, retitled, translated
-from coral_lab.study.plots import bars, differences, matrix, scatter
+from coral_lab.metrics import detectable_difference, estimate, holm, paired_difference
+from coral_lab.study import languages, solutions
+from coral_lab.study.exercises import check, guessed
+from coral_lab.study.plots import differences
+
+# %% [markdown]
+# ## 1. A toy: to prefer one's own, or one for all
+#
+# Five products are five directions, and a title adds half a step towards its language, English or Thai.
+# One query wants the first product and is asked in both. Three readers: the first looks towards the
+# language it is asked in, the second towards English whoever asks, the third towards the *other* language.
+# A right product in the language looked for scores 1.25, in the other 1; a wrong one 0.25 or 0.
+#
+# **Prediction.** For the reader that always looks towards English: which share of its first hits is in the
+# language of the asker?
 
 # %%
-model, shop = cl.load(MODEL), cl.dataset(DATA).having("queries", "parallel titles")
+guess_own = None  # yours: a number from 0 to 1
+
+# %%
+what, english, thai = np.eye(5, 7), np.eye(7)[5] / 2, np.eye(7)[6] / 2
+looks = {"its own": (english, thai), "English": (english, english), "the other": (thai, english)}
+titles, first = np.float32([what + english, what + thai]), np.eye(1, 5, dtype=bool)
+toys = {}
+for name, towards in looks.items():
+    asked = np.float32([what[:1] + one for one in towards])
+    toys[name] = languages.Parallel(("en", "th"), titles, asked, first, np.zeros_like(first), ["bag"] * 5)
+toy = pd.concat({name: languages.by_query(own).iloc[0] for name, own in toys.items()}, axis=1)
+toy.round(3)
+
+# %%
+guessed(guess_own, toy.loc["own first", "English"])
+
+# %% [markdown]
+# So there are two questions. **Preference** (*own first*): half of the first hits are in the asker's
+# language for a reader that is blind to it, and for one that likes English alike. **Exposure**: which share
+# of the first ten places, early ones worth more, has each language? The first reader is fair by it, and
+# prefers; the second does not prefer, and is not fair.
+#
+# ## 2. One product, five titles
+#
+# **Prediction.** How far are two titles of one product apart, as a share of the distance of two products
+# of its class?
+
+# %%
+guess_apart = None  # yours: a number from 0 to 1
+
+# %%
+shop = cl.dataset(DATA).having("queries", "parallel titles")
 queries = shop.queries[:QUERIES]
-pool = shop.smaller_pool(queries, PRODUCTS)
-retitle, languages = shop.traits.retitle, shop.traits.languages
-print(
-    f"{len(queries)} queries over {len(pool):,} products, in {len(languages)} languages: "
-    f"{', '.join(languages)}"
-)
+few = replace(shop, queries=queries, products=shop.smaller_pool(queries, PRODUCTS))
+retitle, tongues = shop.traits.retitle, shop.traits.languages
+print(f"{len(queries)} queries, {len(few.products):,} products in {len(tongues)} languages")
+pd.DataFrame({"title": [retitle(few.products[0], tongue).title for tongue in tongues]}, tongues)
+
+# %%
+names, quiet = list(dict.fromkeys((BEFORE, MODEL))), cl.Settings(progress=False)
+embedded = {name: languages.parallel(cl.load(name), few, quiet) for name in names}
+own, apart = embedded[MODEL], {name: languages.titles_apart(one) for name, one in embedded.items()}
+titles, others = apart[MODEL]
+guessed(guess_apart, float(np.mean(titles) / np.nanmean(others)), within=0.05)
 
 # %% [markdown]
-# ## One product, five titles
+# ## 3. Ask in one language, find in another
 #
-# **Prediction.** Its five embeddings differ only by the title's language. How near are they, compared with
-# two different products of the same class?
-
-# %%
-product = pool[0]
-versions = [retitle(product, language) for language in languages]
-rows = cl.encode(model, versions)
-pd.DataFrame({"title": [version.title for version in versions]}, languages)
-
-# %%
-matrix(pd.DataFrame(rows @ rows.T, languages, languages), "One product in two languages", "cosine")
-
-# %%
-alike = [p for p in pool if p.class_name == product.class_name and p != product][:30]
-other = (
-    cl.encode(model, [retitle(p, product.language) for p in alike]) @ cl.encode(model, product)[0]
-).mean()
-cross = (rows @ rows.T)[np.triu_indices(len(languages), 1)].mean()
-print(
-    f"We observe: mean cosine {cross:.3f} for one product in two languages, "
-    f"{other:.3f} for two products of a class in one."
-)
-
-# %% [markdown]
-# ## Twenty-five pairs of languages
+# The shelf in one language, the references' titles in the same or in another: all pairs, on the same
+# queries.
 #
-# All reference titles in one language (rows), the whole pool in one language (columns). **Prediction.**
-# Will the diagonal be higher? By how much?
+# **Prediction.** Is R@1 in one language higher, lower or neither?
 
 # %%
-indexes = {language: cl.index(model, [retitle(p, language) for p in pool]) for language in languages}
-asked = {
-    language: cl.encode(model, apply(retitled(shop.traits, language), queries)) for language in languages
-}
-results = {(a, b): judged(indexes[b], queries, asked[a]) for a in languages for b in languages}
-r1 = pd.Series({pair: result.metrics["R@1"].mean for pair, result in results.items()}).unstack()
-r1 = r1.loc[list(languages), list(languages)].rename_axis(index="references in", columns="catalogue in")
-matrix(r1, "R@1", "R@1")
+guess_across = None  # yours: higher, lower or neither
 
 # %%
-right = {pair: result.per_query["R@1"].to_numpy() for pair, result in results.items()}
-same, crossed = (
-    np.mean([right[a, b] for a, b in right if (a == b) is equal], axis=0) for equal in (True, False)
-)
-cost = paired_difference(same, crossed)
-print(f"We observe: R@1 {same.mean():.3f} in one language, {crossed.mean():.3f} across two;", end=" ")
-print(f"difference {cost.mean:+.3f} [{cost.low:+.3f}, {cost.high:+.3f}], p {cost.p:.3f}.")
+right = {}
+for a, b in product(tongues, tongues):
+    rows, shelf = own.queries[tongues.index(a)], own.products[tongues.index(b)]
+    best = np.where(own.left_out, -np.inf, rows @ shelf.T).argmax(axis=1)
+    right[a, b] = own.right[np.arange(len(best)), best].astype(float)
+one, across = (np.mean([right[a, b] for a, b in right if (a == b) is same], 0) for same in (True, False))
+gap = paired_difference(one, across)
+print(f"We observe: R@1 {one.mean():.3f} in one language, {across.mean():.3f} across two,", end=" ")
+print(f"difference {gap.mean:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}], p {gap.p:.2g}.")
+side = "neither" if gap.p >= 0.05 else "higher" if gap.mean > 0 else "lower"
+guessed(guess_across, side, of=("higher", "lower", "neither"))
 
 # %% [markdown]
-# ## Which attributes suffer?
+# Where two cannot be told apart, say what could have been found: of a true difference of this size, eight
+# of ten samples of so many queries would have had p < 0.05 (before any correction). Nothing is said of a
+# smaller one.
+
+# %%
+power = detectable_difference(float((one - across).std(ddof=1)), len(one))
+said = (
+    f"would find a difference of {power:.3f}" if power > 0 else "do not differ, which says nothing of power"
+)
+print(f"We observe: {len(one)} queries {said}.")
+
+# %% [markdown]
+# ## 4. The whole shelf: every title of every product
 #
-# How often the first hit meets a condition, across languages less within one, by what the condition asks
-# for. What is only *seen* should not care; what is only *read* might. The same queries on both sides;
-# p-values corrected for being several.
-
-# %%
-met = {pair: conditions_met(queries, first_hits(result)) for pair, result in results.items()}
-keys = ["query", "place", "attribute"]
-within, across = (
-    pd.concat([met[a, b] for a, b in met if (a == b) is equal]).groupby(keys)["met"].mean()
-    for equal in (True, False)
-)
-found = {
-    key: paired_difference(across[within.index].xs(key, level="attribute").to_numpy(), own.to_numpy())
-    for key, own in within.groupby("attribute")
-}
-
-# %%
-suffer = pd.DataFrame({key: vars(own) for key, own in found.items()}).T.rename(columns={"mean": "difference"})
-suffer["p (Holm)"] = holm(suffer["p"].to_numpy())
-suffer = suffer.sort_values("difference")
-differences(
-    suffer, "Conditions met by the first hit: across languages less within one", "difference in share"
-)
-
-# %%
-loses = suffer.index[(suffer["p (Holm)"] < 0.05) & (suffer["difference"] < 0)]
-print(
-    f"We observe: {', '.join(loses) or 'no attribute'} can be told to suffer when languages differ; "
-    f"lowest is {suffer.index[0]} ({suffer['difference'].iloc[0]:+.3f})."
-)
-
-# %% [markdown]
-# And where? Each attribute by the language of the references, over catalogues in the four *other*
-# languages.
-
-# %%
-where = (
-    pd.concat([met[a, b].assign(language=a) for a, b in met if a != b])
-    .groupby(["attribute", "language"])["met"]
-    .mean()
-)
-where = where.unstack().rename_axis(index="the first hit meets", columns="references in")
-matrix(where, "Across languages", "share")
-
-# %%
-gap = where.max(axis=1) - where.min(axis=1)
-most = where.loc[gap.idxmax()]
-print(
-    f"We observe: {gap.idxmax()} differs most by the language of the references ({most.min():.2f} with "
-    f"{most.idxmin()}, "
-    f"{most.max():.2f} with {most.idxmax()}), {gap.idxmin()} least ({gap.min():.2f})."
-)
-
-# %% [markdown]
-# ## The instruction's own words, and mixed languages
+# Now all titles stand on one shelf, and each query is asked five times, once in each language. Blind to
+# language, a fifth of the first hits and of the first five is in the asker's own. One rule from here on: *p
+# (Holm) < 0.05, and two things can be told apart*.
 #
-# Now the catalogue as it is, each product in its own language. Only the sentence around the references is
-# translated (*Find a product of …*), then their titles; last, every reference has a title in a language of
-# its own.
+# **Prediction.** Of a hundred first hits, how many are in the asker's own language?
 
 # %%
-plain = cl.index(model, pool)
-edits = {f"sentence {language}": translated(language) for language in languages}
-edits |= {f"titles {language}": retitled(shop.traits, language) for language in languages}
-edits |= {"code-switched": code_switched(shop.traits)}
-mixed = {"as asked": cl.evaluate(model, queries, plain)}
-mixed |= {name: cl.evaluate(model, apply(edit, queries), plain) for name, edit in edits.items()}
-bars({name: result.metrics["R@1"] for name, result in mixed.items()}, "The catalogue as it is", "R@1")
+guess_preference = None  # yours: a number from 0 to 100
 
 # %%
-hit = {name: result.per_query["R@1"].to_numpy() for name, result in mixed.items()}
-tests = pd.DataFrame({name: vars(paired_difference(hit[name], hit["as asked"])) for name in edits}).T
+found = {name: languages.measured(one) for name, one in embedded.items()}
+blind, tests = np.full(len(queries), 1 / len(tongues)), {}
+for name, share in product(names, ("own first", "own top 5")):
+    tests[f"{name}: {share}"] = vars(paired_difference(found[name][1][share].to_numpy(), blind))
+tests = pd.DataFrame(tests).T.rename(columns={"mean": "difference"})
 tests["p (Holm)"] = holm(tests["p"].to_numpy())
-worst = tests["mean"].idxmin()
-told = [name for name in tests.index if tests.loc[name, "p (Holm)"] < 0.05]
-print(
-    f"We observe: lowest is '{worst}' ({tests.loc[worst, 'mean']:+.3f} against the query as asked, "
-    f"corrected p {tests.loc[worst, 'p (Holm)']:.2f})."
-)
-print(f"Told from the query as asked: {', '.join(told) or 'none'}.")
+differences(tests, "Hits in the asker's own language", f"share, less 1 / {len(tongues)}")
+
+# %%
+told = tests.index[tests["p (Holm)"] < 0.05]
+print(f"We observe: can be told apart from no preference: {', '.join(told) or 'none of these'}.")
+guessed(guess_preference, 100 * found[MODEL][0]["own first"], within=2)
 
 # %% [markdown]
-# ## Language as a direction
+# **Exposure.** The share of the first ten places that each language has. The languages with the smallest
+# and the largest always differ, by chance alone: so first one test for all (each query's shares are dealt
+# out to the languages anew), and then each language against an even share. No language is told apart more
+# surely than all of them are: its p is at least that of the first test.
 #
-# The mean embedding of all titles in one language, less the mean of all: if language is a direction,
-# products in that language lie a little to that side. Is it enough to tell the language of a product that
-# the means have not seen?
+# **Prediction.** Does every language have as much?
 
 # %%
-stacked = np.concatenate([indexes[language].embeddings for language in languages])
-labels = np.repeat(languages, len(pool))
-half = np.tile(np.random.default_rng(SEED).permutation(len(pool)) % 2 == 0, len(languages))
-share = geometry.between(stacked, labels)
-told = NearestCentroid().fit(stacked[half], labels[half]).score(stacked[~half], labels[~half])
-print(
-    f"We observe: {share:.1%} of the variance lies between languages. The nearest mean, from one half of the "
-    f"products,\ntells the language of {told:.0%} of the other half (chance {1 / len(languages):.0%})."
-)
+fair = holm(np.array([found[name][0]["exposure p"] for name in names]))
+for name, p in zip(names, fair, strict=True):
+    verdict = "can be told apart" if p < 0.05 else "cannot be told apart"
+    print(f"We observe, for {name}: exposure {verdict} from an even one (p (Holm) {p:.2g}).")
 
 # %%
-names, means = geometry.group_means(stacked, labels)
-language = geometry.directions(means)
-some = np.random.default_rng(SEED).choice(len(pool), min(150, len(pool)), replace=False)
-drawn = np.concatenate([indexes[name].embeddings[some] for name in languages])
-maps = {"most variance": geometry.pca(drawn)[0], "languages differ most": drawn @ language[:2].T}
-scatter(
-    maps,
-    np.repeat(languages, len(some)),
-    title="The same products in five languages, by two pairs of directions",
-)
+shown = {tongue: found[MODEL][1][f"exposure {tongue}"].to_numpy() for tongue in tongues}
+shares = pd.DataFrame({tongue: vars(paired_difference(own, blind)) for tongue, own in shown.items()}).T
+shares = shares.rename(columns={"mean": "difference"}).sort_values("difference", ascending=False)
+shares["p (Holm)"] = np.maximum(holm(shares["p"].to_numpy()), fair[names.index(MODEL)])
+differences(shares, f"{MODEL}: places in the first ten", f"share, less 1 / {len(tongues)}")
+
+# %%
+told = shares.index[shares["p (Holm)"] < 0.05]
+print(f"We observe, for {MODEL}: {', '.join(told) or 'no language'} can be told apart from an even share.")
 
 # %% [markdown]
-# **Taking it out.** Project the directions in which languages differ away from every embedding, of queries
-# and products. As a control, take out as many random directions. **Prediction.** Retrieval across languages
-# improves, or it does not, because what was taken out was never in the way?
+# ## 5. Can the language be read off at all?
+#
+# A linear probe learns to tell a title's language from its embedding, and is asked about products that it
+# has not seen. **Prediction.** Of a hundred titles, of how many can it tell the language? Chance is 20.
 
 # %%
-noise = np.random.default_rng(SEED).standard_normal((len(language) + 1, stacked.shape[1]))
-chance = geometry.directions(noise.astype(np.float32))
-gone = {"as it is": np.zeros_like(chance), "language taken out": language, "random taken out": chance}
-scores = {name: {} for name in gone}
-for name, away in gone.items():
-    bare = {
-        b: Index(model, own.products, geometry.without(own.embeddings, away)) for b, own in indexes.items()
-    }
-    scores[name] = {
-        (a, b): judged(bare[b], queries, geometry.without(asked[a], away)).per_query["R@1"].to_numpy()
-        for a, b in results
-    }
+guess_read = None  # yours: a number from 0 to 100
 
 # %%
-sides = {"one language": True, "across two": False}
-means = {name: {} for name in gone}
-for name, own in scores.items():
-    for side, equal in sides.items():
-        means[name][side] = np.mean([own[a, b] for a, b in own if (a == b) is equal], axis=0)
-shown = {name: {side: estimate(values) for side, values in own.items()} for name, own in means.items()}
-bars(shown, "R@1 without some directions", "R@1")
+reads = {"as it is": "language read", "less the product's mean": "language read within"}
+row = found[MODEL][0]
+for name, key in reads.items():
+    print(f"We observe, {name}: {row[key]:.2f} [{row[f'{key} low']:.2f}, {row[f'{key} high']:.2f}]")
+guessed(guess_read, 100 * row["language read"], within=5)
+
+# %% [markdown]
+# Products differ so much more than titles that they drown the language. Take from each title the mean of
+# its product's five, and only what the titles do *not* have in common is left.
+#
+# ## 6. What if it is taken out?
+#
+# LEACE ([arXiv 2306.03819](https://arxiv.org/abs/2306.03819)) is the least change to all embeddings after
+# which no linear probe tells the language. By hand: take it out of the first toy, and both titles of a
+# product have the same embedding.
 
 # %%
-for side in sides:
-    change = paired_difference(means["language taken out"][side], means["random taken out"][side])
+bare = languages.erased(toys["its own"])
+cosines = {name: (one.products[0] * one.products[1]).sum(1)[0] for name, one in toys.items()}
+norm = (toys["its own"].products[0, 0] ** 2).sum()
+print(f"one product in English and Thai: cosine {cosines['its own'] / norm:.2f} as it is,", end=" ")
+print(f"{(bare.products[0] * bare.products[1]).sum(1)[0]:.2f} without language")
+
+# %% [markdown]
+# A change to an embedding may cost something whatever it takes out. So beside it a control: the languages
+# dealt out anew to each product's titles, and that taken out in the same way.
+#
+# **Prediction.** What becomes of R@1 without the language: higher, lower or neither?
+
+# %%
+guess_without = None  # yours: higher, lower or neither
+
+# %%
+without = {what: languages.measured(own, what) for what in languages.ERASED}
+ends, changes = {"change": "difference", "change low": "low", "change high": "high", "change p": "p"}, {}
+for what, measure in product(without, ("R@1", "own first")):
+    changes[f"{measure}: {what}"] = {to: without[what][0][f"{measure} {key}"] for key, to in ends.items()}
+changes = pd.DataFrame(changes).T
+changes["p (Holm)"] = holm(changes["p"].to_numpy())
+differences(changes, f"{MODEL}: less its language, or less other labels", "change")
+
+# %%
+for name, row in changes.iterrows():
+    verdict = "can be told apart from 0" if row["p (Holm)"] < 0.05 else "cannot be told apart from 0"
+    measure, what = name.split(": ")
+    size = without[what][0][f"{measure} detectable"]
+    said = f"would find {size:.3f}" if size > 0 else "do not differ, which says nothing of power"
+    print(f"We observe, {name}: {row['difference']:+.3f} {verdict}; {len(queries)} queries {said}.")
+
+# %%
+gap, p = changes.loc["R@1: language", ["difference", "p (Holm)"]]
+side = "neither" if p >= 0.05 else "higher" if gap > 0 else "lower"
+guessed(guess_without, side, of=("higher", "lower", "neither"))
+
+# %%
+a, b = (without[what][1]["R@1"].to_numpy() for what in languages.ERASED)
+gap = paired_difference(a, b)
+verdict = "can be told apart" if gap.p < 0.05 else "cannot be told apart"
+print(f"We observe: R@1 without language less R@1 without other labels {gap.mean:+.3f}", end=" ")
+print(f"[{gap.low:+.3f}, {gap.high:+.3f}]; the two {verdict}.")
+
+# %% [markdown]
+# ## 7. What did training do to titles?
+#
+# Two models on the same products and queries: how far titles of a product lie apart as a share of products
+# of its class, hits in the asker's language, and R@1.
+#
+# **Prediction.** Training for retrieval never says that two titles are of one product. Does it bring them
+# nearer all the same?
+
+# %%
+ratios = {name: inside / between for name, (inside, between) in apart.items()}
+measures = {"titles, as a share of products": {name: own[np.isfinite(own)] for name, own in ratios.items()}}
+for measure in ("own first", "R@1"):
+    measures[measure] = {name: found[name][1][measure].to_numpy() for name in names}
+trained = {name: vars(paired_difference(own[MODEL], own[BEFORE])) for name, own in measures.items()}
+trained = pd.DataFrame(trained).T.rename(columns={"mean": "difference"})
+trained.insert(0, BEFORE, [str(estimate(own[BEFORE])) for own in measures.values()])
+trained.insert(1, MODEL, [str(estimate(own[MODEL])) for own in measures.values()])
+trained["p (Holm)"] = holm(trained["p"].to_numpy(float))
+trained.drop(columns=["n", "p"])
+
+# %%
+told = trained.index[trained["p (Holm)"] < 0.05]
+for name in trained.index:
+    verdict = "can be told apart" if name in told else "cannot be told apart"
     print(
-        f"We observe, {side}: language taken out less random taken out {change.mean:+.3f} "
-        f"[{change.low:+.3f}, {change.high:+.3f}], p {change.p:.3f}."
+        f"We observe, {name}: {MODEL} less {BEFORE} {trained.loc[name, 'difference']:+.4f}; they {verdict}."
     )
 
 # %% [markdown]
@@ -274,10 +311,39 @@ for side in sides:
 #
 # ## Summary
 #
-# - Parallel titles separate what a language costs from what other products cost: compare on the same
-#   queries.
-# - A direction that tells languages apart need not be one that retrieval stumbles over: take it out, beside
-#   a control.
+# - Preference (is it my language?) and exposure (is it everybody's turn?) are two questions. A model can
+#   fail either and pass the other.
+# - What a probe can read need not be what retrieval uses. Take it out, beside a control, and look.
+# - "Cannot be told apart" is half a sentence: the other half is which difference would have been found.
 #
-# **Exercise.** MERIT's authors hold out th, ms and id (`shop.out_of_distribution("language")`). Train with
-# `retitle` restricted to en and vi. Which column of the matrix falls first?
+# ## Exercises
+#
+# **1.** For how many products is the nearest to its title in the first language another title of its own,
+# of all titles of all products? (`own.products` is [language, product, dim], of length 1.)
+
+# %% tags=["exercise"]
+answer = None  # yours: a whole number
+check(answer, solutions.nearest_is_itself(own))
+
+# %% tags=["solution"] jupyter={"source_hidden": true}
+count = own.products.shape[1]
+cosines = own.products[0] @ own.products.reshape(-1, own.products.shape[2]).T
+np.fill_diagonal(cosines, -1)
+answer = int((cosines.argmax(axis=1) % count == np.arange(count)).sum())
+check(answer, solutions.nearest_is_itself(own))
+
+# %% [markdown]
+# **2.** Of how many queries would you need to measure what taking out the language does to R@1, to find a
+# change of 0.01 eight times of ten? (The power of a paired test goes with the square root of the number of
+# queries; `found[MODEL][1]` and `without["language"][1]` have R@1 of each query.)
+
+# %% tags=["exercise"]
+answer = None  # yours: a number, to the nearest ten
+changed = (without["language"][1]["R@1"] - found[MODEL][1]["R@1"]).to_numpy()
+check(answer, solutions.queries_needed(changed, 0.01), within=10)
+
+# %% tags=["solution"] jupyter={"source_hidden": true}
+spread = changed.std(ddof=1)
+size = detectable_difference(float(spread), len(changed)) if spread else 0.0
+answer = round(len(changed) * (size / 0.01) ** 2)
+check(answer, solutions.queries_needed(changed, 0.01), within=10)

@@ -25,8 +25,9 @@
 # 2506.03144](https://arxiv.org/abs/2506.03144)). What does each term ask of the model?
 #
 # Each term first on a toy that you can check by hand, then on products, then in a training run. Everything
-# runs on
-# **coral-mini** and drawn products; its figures say nothing about the paper's model.
+# runs on **coral-mini** and drawn products; its figures say nothing about the paper's model.
+#
+# About 2 minutes on two cores · advanced
 
 # %% tags=["install"]
 # In the workbench's own environment this does nothing. On Colab or Kaggle it installs the package:
@@ -60,6 +61,8 @@ from coral_lab.mini.pairs import mini_pairs
 from coral_lab.replication.cells import compare_arms, read_results, results_file
 from coral_lab.replication.experiments import ARMS
 from coral_lab.sources import shipped
+from coral_lab.study import solutions
+from coral_lab.study.exercises import check, guessed
 from coral_lab.study.plots import curves
 from coral_lab.training.batches import make_batch
 from coral_lab.training.config import TrainConfig
@@ -81,8 +84,12 @@ from coral_lab.widgets.parts import LivePlot
 # each of three candidates is as likely as another. What is the loss?
 
 # %%
+guess = None  # yours: a number
+
+# %%
 nothing = info_nce(torch.zeros(3, 2), torch.zeros(3, 2), temperature=1.0)
-print(f"loss {nothing:.4f}, log 3 = {math.log(3):.4f}")
+print(f"We observe: loss {nothing:.4f}; log 3 = {math.log(3):.4f}")
+guessed(guess, nothing.item(), within=0.05)
 
 # %% [markdown]
 # Now one query at 0°, its answer at 20°, and a wrong candidate at 40°. By hand, with τ = 0.1:
@@ -126,10 +133,15 @@ print(
 # (zeros) about features of variance 1? And a perfect one?
 
 # %%
+guess = None  # yours: a number, for the one that says nothing
+
+# %%
 features = torch.nn.functional.layer_norm(torch.randn(9, 128), (128,))
 hidden = torch.arange(9) % 2 == 0
-print(f"says nothing {vision_reconstruction(torch.zeros(9, 128), features, hidden):.3f}")
-print(f"perfect      {vision_reconstruction(features, features, hidden):.3f}")
+silent = vision_reconstruction(torch.zeros(9, 128), features, hidden)
+perfect = vision_reconstruction(features, features, hidden)
+print(f"We observe: {silent:.3f} if it says nothing, {perfect:.3f} if it is perfect.")
+guessed(guess, silent.item(), within=0.05)
 
 # %% [markdown]
 # ## 3. Masked language modelling: and what its title says
@@ -140,11 +152,9 @@ print(f"perfect      {vision_reconstruction(features, features, hidden):.3f}")
 # %%
 vocabulary, words = torch.randn(7, 4), torch.tensor([0, 3, 6])
 loss = masked_language_modelling(torch.zeros(3, 4), vocabulary, words, torch.tensor([True, False, True]))
-print(f"loss {loss:.4f}, log 7 = {math.log(7):.4f}")
-print(
-    f"nothing hidden: "
-    f"{masked_language_modelling(torch.zeros(3, 4), vocabulary, words, torch.zeros(3) > 0):.1f}, no NaN"
-)
+print(f"We observe: loss {loss:.4f}; log 7 = {math.log(7):.4f}")
+unhidden = masked_language_modelling(torch.zeros(3, 4), vocabulary, words, torch.zeros(3) > 0)
+print(f"nothing hidden: {unhidden:.1f}, no NaN")
 
 # %% [markdown]
 # ## 4. From whose vector?
@@ -172,7 +182,10 @@ rebuild(model, trained, target, query, gallery=gallery, seed=SEED)
 # %% [markdown]
 # One picture proves nothing. Over many pairs: how much of what is hidden can be told from the right query's
 # h_eos, and how much from another query's? The difference is what the *vector* contributes; the rest is read
-# off what was left.
+# off what was left. **Prediction.** How much of the vision loss does the right query's vector save?
+
+# %%
+guess_saved = None  # yours: a share from 0 to 1
 
 # %%
 pairs = pair_sampler(shop, mini_pairs(shop), 64, STEPS, SEED)(0)
@@ -196,6 +209,7 @@ table
 gain = 1 - table["its query"] / table["another query"]
 print(f"We observe: the right query's vector saves {gain['reg vision']:.0%} of the vision loss")
 print(f"and {gain['reg language']:.0%} of the language loss.")
+guessed(guess_saved, float(gain["reg vision"]), within=0.05)
 
 # %% [markdown]
 # ## 5. One step, in whatever memory there is
@@ -213,7 +227,8 @@ def gradient(chunk):
 
 
 (whole, expected), (parts, found) = gradient(None), gradient(8)
-print(f"largest difference {(found - expected).abs().max():.1e}, largest gradient {expected.abs().max():.1e}")
+apart, largest = (found - expected).abs().max(), expected.abs().max()
+print(f"We observe: they differ by {apart:.1e} at most; the largest gradient is {largest:.1e}.")
 pd.DataFrame({"at once": whole, "8 at a time": parts}).drop("padding").round(5)
 
 # %% [markdown]
@@ -275,8 +290,8 @@ print(
     f"{change.mean:+.3f}"
 )
 print(
-    f"[{change.low:+.3f}, {change.high:+.3f}], p {change.p:.3f}: they are "
-    f"{'told apart' if change.p < 0.05 else 'not told apart'}, by one seed each."
+    f"[{change.low:+.3f}, {change.high:+.3f}], p {change.p:.3f}: they "
+    f"{'can' if change.p < 0.05 else 'cannot'} be told apart, by one seed each."
 )
 
 # %% [markdown]
@@ -298,6 +313,9 @@ published[published["method"].str.contains("ontrastive|Coral|CORAL")][
 # five times as much (`coral 1`)?
 
 # %%
+guess_term = None  # yours: query, target or neither
+
+# %%
 cells = read_results(results_file("loss-ablation"))
 steps, batch, queries = cells.iloc[0][["steps", "batch_size", "queries"]]
 print(f"{cells['seed'].nunique()} seeds, {steps} steps of {batch} pairs, {queries:,} test queries")
@@ -315,18 +333,35 @@ ablation.round(3)
 # %%
 change, p = ablation.loc["coral", ["difference", "p (Holm)"]]
 print(f"We observe: Coral's R@1 is {change:+.3f} against contrastive alone (corrected p {p:.3f}):")
-print(f"the two are {'told apart' if p < 0.05 else 'not told apart'} at this scale.")
+print(f"the two {'can' if p < 0.05 else 'cannot'} be told apart at this scale.")
+
+# %%
+alone = ablation.rename({"reg only": "query", "rec only": "target"}).loc[["query", "target"]]
+for row in alone.itertuples():
+    print(f"We observe, rebuilt from the {row.Index} alone: {row.difference:+.3f} of R@1.")
+helps = alone.index[alone["p (Holm)"] < 0.05]
+guessed(guess_term, helps[0] if len(helps) == 1 else "neither", of=("query", "target", "neither"))
 
 # %% [markdown]
 # ## Summary
 #
 # - L_cl ranks; L_rec asks the product's vector to keep what it stands for; L_reg asks the query's vector to
-#   know what it
-#   is looking for.
+#   know what it is looking for.
 # - Both reconstructions hide half, so a decoder can do much without h_eos. Look at what the *vector* saves
-#   (section 4),
-#   not at the loss alone.
+#   (section 4), not at the loss alone.
 # - A weight of 0 switches a term off: `coral-lab train --vision 0 …`.
 #
-# **Exercise.** Train from the base with `--lambda2 0` (L_reg only) for 200 steps, then with `--lambda1 0`.
+# **Exercise.** A query at 0°, its answer at 30°, wrong candidates at 60° and 90°, and τ = 0.5. What is the
+# contrastive loss? By hand, or by `info_nce`.
+
+# %% tags=["exercise"]
+answer = None  # yours: a number
+check(answer, solutions.contrastive_loss([30, 60, 90], 0.5), within=0.005)
+
+# %% tags=["solution"] jupyter={"source_hidden": true}
+answer = info_nce(at(0), at(30, 60, 90), 0.5).item()
+check(answer, solutions.contrastive_loss([30, 60, 90], 0.5), within=0.005)
+
+# %% [markdown]
+# **To go on.** Train from the base with `--lambda2 0` (L_reg only) for 200 steps, then with `--lambda1 0`.
 # Which of the two makes the *query's* vector tell more (section 4)? Predict first.

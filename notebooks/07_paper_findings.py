@@ -27,6 +27,8 @@
 # Everything here is **coral-mini** on MERIT-mini, a drawn catalogue; the paper's figures are of a 3B model on
 # photographs. Only the direction and the relative size of a change can be set side by side, never the values.
 # MODEL and DATA take any other checkpoint and MERIT itself; then sections 2 and 5 are about that one.
+#
+# About 1 minute on two cores · some practice
 
 # %% tags=["install"]
 # In the workbench's own environment this does nothing. On Colab or Kaggle it installs the package:
@@ -54,7 +56,9 @@ from coral_lab.metrics import Estimate, crossed_estimate, estimate
 from coral_lab.replication.cells import hits_of, read_results, results_file
 from coral_lab.replication.verdicts import Effect, findings, verdict
 from coral_lab.sources import shipped
+from coral_lab.study import solutions
 from coral_lab.study.error_analysis import KINDS, mistakes, worst
+from coral_lab.study.exercises import check, guessed
 from coral_lab.study.plots import bars, beside_published
 
 # %% [markdown]
@@ -65,7 +69,11 @@ from coral_lab.study.plots import bars, beside_published
 # interval leaves out the published size; else **not testable at this scale**: the interval has room for the
 # paper's effect and for none.
 #
-# **Prediction.** Suppose a gain of +46% is published. Which verdict do these four measurements get?
+# **Prediction.** Suppose a gain of +46% is published. Which verdict do the four measurements below get? How
+# many of them are *replicated*?
+
+# %%
+guess = None  # yours: a number from 0 to 4
 
 # %%
 toys = {
@@ -74,9 +82,11 @@ toys = {
     "-1% [-3%, +2%], p 0.70": Effect(Estimate(-0.01, -0.03, 0.02, 100), 0.70),
     "+10% [-30%, +50%], p 0.70": Effect(Estimate(0.10, -0.30, 0.50, 100), 0.70),
 }
-pd.Series(
-    {name: verdict(effect, effect.p, "above", 0.46) for name, effect in toys.items()}, name="verdict"
-).to_frame()
+verdicts = {name: verdict(effect, effect.p, "above", 0.46) for name, effect in toys.items()}
+pd.Series(verdicts, name="verdict").to_frame()
+
+# %%
+guessed(guess, sum(word == "replicated" for word in verdicts.values()))
 
 # %% [markdown]
 # The second is replicated although it is far smaller: the claim is that Coral is better. How much smaller is
@@ -86,6 +96,9 @@ pd.Series(
 #
 # Pictures where they are spoken of (Seq), all pasted into one (Cat), or replaced by descriptions.
 # **Prediction.** In which order?
+
+# %%
+guess_order = None  # yours, from highest R@1 to lowest, as in ["cat", "caption", "seq"]
 
 # %%
 model = cl.load(MODEL)
@@ -104,6 +117,7 @@ bars(
 # %%
 order = sorted(asked, key=lambda name: -asked[name].metrics["R@1"].mean)
 print("We observe R@1:", ", ".join(f"{name} {asked[name].metrics['R@1']}" for name in order))
+guessed(guess_order, order)
 
 # %% [markdown]
 # The paper's own table (3B unless it says otherwise, 51,177 photographs), and below it what somebody else
@@ -149,17 +163,14 @@ beside_published(table[table["measure"].str.startswith("relative")], "Relative c
 # ### Why at this scale?
 #
 # - **1.** coral-mini's base has been taught this very catalogue, and to know all of an item at the last
-#   token: it retrieves
-#   before any contrastive training. A base from the web has not.
+#   token: it retrieves before any contrastive training. A base from the web has not.
 # - **2.** Reconstruction helps where an embedding leaves out what the target looks like. Such a base has been
-#   taught to leave
-#   out little.
+#   taught to leave out little.
 # - **3.** Pasted pictures are smaller, and coral-mini's are small already: what Cat costs here may be mostly
 #   sight.
 # - **4.** coral-mini has never read a caption in training, the paper's model has read the web.
 # - **6.** The base has seen the classes, languages and attributes that are held back from the training after
-#   it. Classes and
-#   languages stay known; an attribute that training never asks for is forgotten (section 4).
+#   it. Classes and languages stay known; an attribute that training never asks for is forgotten (section 4).
 #
 # ## 4. The cells behind them
 #
@@ -175,8 +186,11 @@ bars({arm: crossed_estimate(hits_of(ranks, arm)) for arm in arms}, "Three seeds 
 
 # %% [markdown]
 # Out of distribution: trained without a class, language or attribute, and trained with it on as many queries;
-# both, and the base before it, on the test queries that ask for it. **Prediction.** Which of the three costs
-# most?
+# both, and the base before it, on the test queries that ask for it. **Prediction.** Which of the three can
+# be told to cost anything?
+
+# %%
+guess_unseen = None  # yours: a set of words, as in {"class", "language"}
 
 # %%
 test, held = cl.dataset("mini"), read_results(results_file("ood-ranks"), "query")
@@ -198,11 +212,11 @@ before = {
 bars({"the base": before} | ood, "Before training, trained on, and never trained on", "R@1")
 
 # %%
-costs = table[table["number"].str.startswith("6")].sort_values("ours")
-print(
-    f"We observe: most is lost with '{costs['finding'].iloc[0]}', {costs['ours'].iloc[0]:+.1%} of R@1; "
-    f"least is {costs['ours'].iloc[-1]:+.1%}."
-)
+costs = table[table["number"].str.startswith("6")]
+for row in costs.itertuples():
+    print(f"We observe, {row.finding}: {row.ours:+.1%} of R@1 [{row.low:+.1%}, {row.high:+.1%}].")
+told = costs.loc[costs["p (Holm)"] < 0.05, "finding"]
+guessed(guess_unseen, {kind for kind in unseen if any(kind in finding for finding in told)})
 
 # %% [markdown]
 # The more conditions, the more there is to miss. **Prediction.** Does R@1 fall from two to four?
@@ -220,7 +234,9 @@ bars(by_count, "By the number of conditions", "R@1")
 
 # %%
 few, many = by_count["mini"]["2 conditions"], by_count["mini"]["4 conditions"]
-print(f"We observe, for mini: two conditions {few}, four {many}.")
+apart = few.low > many.high or many.low > few.high
+print(f"We observe, for mini: two conditions {few}, four {many};")
+print(f"the intervals {'do not overlap' if apart else 'overlap, no fall can be told'}.")
 
 # %% [markdown]
 # Is every condition heard? One is swapped for another value; a model that sees only the whole keeps its first
@@ -246,11 +262,9 @@ bars(
 )
 
 # %%
-deaf = swapped[swapped["arm"] == "mini"].groupby("attribute")["kept"].mean().sort_values(ascending=False)
-print(
-    f"We observe: mini's first hit stays most often when the {deaf.index[0]} is swapped "
-    f"({deaf.iloc[0]:.0%}), least often for {deaf.index[-1]} ({deaf.iloc[-1]:.0%})."
-)
+print("We observe: mini's first hit stays when this is swapped,")
+for attribute, own in swapped[swapped["arm"] == "mini"].groupby("attribute")["kept"]:
+    print(f"  {attribute}: {estimate(own.to_numpy(float))}")
 
 # %% [markdown]
 # ## 5. What do wrong first hits fail?
@@ -299,11 +313,22 @@ HTML(worst(asked["seq"], found, WORST))
 # - A verdict is a rule applied to numbers; change `data/published-findings.csv` or a results file, and it
 #   follows.
 # - A change that is replicated here is a change of coral-mini. It says that the method does what it should,
-#   not that 3B models
-#   gain as much.
+#   not that 3B models gain as much.
 # - "Not testable" is most often a matter of the base: what it has been taught cannot be held back from it any
 #   more.
 #
-# **Exercise.** Copy `data/results` to `build/longer`, delete its two `loss-ablation` files, and run
+# **Exercise.** Eleven findings are eleven chances to be wrong. Which would be told from nothing without
+# Holm's correction (p < 0.05), and are not with it?
+
+# %% tags=["exercise"]
+answer = None  # yours: a set of numbers as words, as in {"3a", "8"}
+check(answer, solutions.told_without_correction(table))
+
+# %% tags=["solution"] jupyter={"source_hidden": true}
+answer = set(table.query("p < 0.05 and `p (Holm)` >= 0.05")["number"])
+check(answer, solutions.told_without_correction(table))
+
+# %% [markdown]
+# **To go on.** Copy `data/results` to `build/longer`, delete its two `loss-ablation` files, and run
 # `coral-lab experiment loss-ablation --steps 300 --out build/longer`. Predict finding 2, then call
 # `findings(Path("build/longer"))`.

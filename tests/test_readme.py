@@ -1,12 +1,16 @@
 """What README and the pages show runs, and their figures are those of the results files."""
 
+import importlib.util
 import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import nbformat
 import pandas as pd
 import pytest
+from nbformat.v4 import new_code_cell, new_notebook
 
 import coral_lab as cl
 from coral_lab.replication.cells import compare_arms, read_results
@@ -104,3 +108,22 @@ def test_the_ablation_s_figures_are_those_of_its_ranks():
     low, high = table.loc["coral", ["low", "high"]]
     assert f"[{low:.3f}, {high:.3f}]" in text
     assert f"no p is below {table['p (Holm)'].min():.2f}" in text
+
+
+def test_solutions_are_folded_where_notebooks_are_pages(tmp_path):
+    convert = pytest.importorskip("mkdocs_jupyter.nbconvert2")
+    spec = importlib.util.spec_from_file_location("hooks", "docs/hooks.py")
+    spec.loader.exec_module(hooks := importlib.util.module_from_spec(spec))
+    cells = [
+        new_code_cell("first = 1", metadata={"tags": ["exercise"]}),
+        new_code_cell("second = 2", metadata={"tags": ["solution"], "jupyter": {"source_hidden": True}}),
+        new_code_cell("third = 3", metadata={"tags": ["solution"]}),
+    ]
+    kernel = {"kernelspec": {"language": "python", "name": "python3", "display_name": "Python 3"}}
+    nbformat.write(new_notebook(cells=cells, metadata=kernel), tmp_path / "some.ipynb")
+    page = SimpleNamespace(file=SimpleNamespace(src_uri="notebooks/some.ipynb"))
+    html = hooks.on_page_content(convert.nb2html(str(tmp_path / "some.ipynb")), page, None, None)
+    folded = re.findall(r"<details>(.*?)</details>", html, re.DOTALL)
+    assert [re.findall("first|second|third", own)[0] for own in folded] == ["second", "third"]
+    assert all(own.count("<div") == own.count("</div>") for own in folded)
+    assert "first" in html

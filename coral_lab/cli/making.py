@@ -1,5 +1,7 @@
 """Commands that write something to go on with: checkpoints, data, notebooks, downloads."""
 
+import json
+
 from coral_lab.cli.options import say
 from coral_lab.sources.files import output_folder, write_text
 
@@ -41,8 +43,19 @@ def write_notebooks(options) -> None:
         raise ValueError(f"--out {options.out} is not empty; name a new or empty folder")
     output_folder(options.out)
     for file in sorted(shipped("notebooks").glob("[0-9]*.ipynb")):
-        write_text(options.out / file.name, file.read_text(encoding="utf-8"))
+        text = file.read_text(encoding="utf-8")
+        write_text(options.out / file.name, _for_students(text) if options.clean else text)
         say(options.out / file.name)
+
+
+def _for_students(notebook: str) -> str:
+    """A notebook without outputs and without the exercises' solutions."""
+    content = json.loads(notebook)
+    kept = [cell for cell in content["cells"] if "solution" not in cell["metadata"].get("tags", ())]
+    for cell in kept:
+        if cell["cell_type"] == "code":
+            cell |= {"outputs": [], "execution_count": None}
+    return json.dumps(content | {"cells": kept}, indent=1, ensure_ascii=False) + "\n"
 
 
 def rehearse(options) -> None:

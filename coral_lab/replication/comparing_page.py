@@ -153,6 +153,7 @@ def breakdown_figure(found: "Comparison", group: str, metric: str) -> go.Figure:
     names = [f"{value} ({count:,})" for value, count in table.index]
     shown = table.set_axis(pd.Index(names, name=group)).rename_axis(columns="")
     figure = matrix(shown, f"{metric} by {group} (queries)", metric)
+    figure.update_traces(zmin=0, zmax=1)  # one scale for all: of its own it shades one query's difference
     return figure.update_yaxes(title=None)  # the title has it, and here it would lie on the labels
 
 
@@ -217,10 +218,10 @@ def _side(name: str, result: Result, place: int) -> str:
 
 
 def _galleries(found: "Comparison") -> Iterator[str]:
-    """The best model beside each other one, both ways."""
-    best = max(found.results, key=lambda name: found.results[name].metrics["R@1"].mean)
+    """The model of the highest R@1 beside each other one, both ways."""
+    first = max(found.results, key=lambda name: found.results[name].metrics["R@1"].mean)
     for other in found.results:
-        for pair in ((best, other), (other, best)) if other != best else ():
+        for pair in ((first, other), (other, first)) if other != first else ():
             shown = gallery(found.differing(*pair, count=SHOWN))
             yield f'<div style="margin-top:28px">{shown}</div>'
 

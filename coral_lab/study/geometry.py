@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Float32, Int64, UInt64
-from scipy.stats import skew
+from scipy.stats import norm, skew
 
 from coral_lab.errors import require
+from coral_lab.metrics import Difference
 from coral_lab.store.topk import top_k
 
 Embeddings = Float32[np.ndarray, "row dim"]
@@ -326,6 +327,29 @@ def over_halves(
     random = np.random.default_rng(seed)
     picks = (random.permutation(len(embeddings))[: len(embeddings) // 2] for _ in range(repeats))
     return np.array([measure(embeddings[np.sort(some)]) for some in picks])
+
+
+def change_over_halves(
+    measure: Callable[[Embeddings], float],
+    before: Embeddings,
+    after: Float32[np.ndarray, "_ _"],
+    repeats: int = 100,
+    seed: int = 0,
+) -> Difference:
+    """How much higher a measure is of `after` than of `before`, rows of the same items, by the same halves of
+    both.
+
+    A half drawn without replacement varies around the whole as the whole does around all there could be
+    (Politis and Romano 1994), so the halves' differences have its standard error: the interval is 1.96 of
+    them, and p by the normal law. Raises ValueError for other numbers of rows.
+    """
+    if len(before) != len(after):
+        raise ValueError(f"{len(before)} rows before and {len(after)} after; give rows of the same items")
+    halves = [over_halves(measure, rows, repeats, seed) for rows in (before, after)]
+    error = float(np.std(halves[1] - halves[0], ddof=1))
+    whole = float(measure(after) - measure(before))
+    p = float(2 * norm.sf(abs(whole) / error)) if error else float(whole == 0)
+    return Difference(whole, whole - 1.96 * error, whole + 1.96 * error, p, len(before))
 
 
 def group_means(

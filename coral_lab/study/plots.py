@@ -20,6 +20,9 @@ PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#0
 SYMBOLS = ("circle", "diamond", "cross", "triangle-up")
 """With more labels than colours a colour comes again in another shape."""
 
+GREY = "#8c8c8c"
+"""What is not spoken of, and what cannot be told apart."""
+
 _AXIS = {"showline": True, "showgrid": False, "zeroline": False, "ticks": "outside", "linecolor": "#2a2a2a"}
 TEMPLATE = go.layout.Template(
     layout={
@@ -108,12 +111,14 @@ def scatter(
     texts: Sequence[str] = (),
     title: str = "",
     order: Sequence[str] = (),
+    coloured: int | None = None,
 ) -> go.Figure:
     """A map of points coloured by label, commonest first; or several maps of the same points by name, side by
     side.
 
-    More labels than colours share these in other shapes. `texts` show on hover; `order` names the labels in
-    the order of their colours. Raises ValueError for labels or texts that are not one a point.
+    More labels than colours share these in other shapes; with `coloured`, only so many are told apart, and
+    the rest are grey behind them. `texts` show on hover; `order` names the labels in the order of their
+    colours. Raises ValueError for labels or texts that are not one a point.
     """
     panels = places if isinstance(places, Mapping) else {"": places}
     for name, count in [
@@ -124,14 +129,15 @@ def scatter(
             raise ValueError(f"{len(labels)} labels for {count} {name or 'points'}; give one for each")
     figure = make_subplots(1, len(panels), subplot_titles=list(map(plain, panels)), horizontal_spacing=0.03)
     values = np.asarray([str(label) for label in labels], object)
-    for number, label in enumerate(order or pd.Series(values).value_counts().index):
-        own = np.flatnonzero(values == str(label))
-        marker = {
-            "size": 5,
-            "color": PALETTE[number % len(PALETTE)],
-            "opacity": 0.75,
-            "symbol": SYMBOLS[number // len(PALETTE) % len(SYMBOLS)],
-        }
+    names = [str(label) for label in order or pd.Series(values).value_counts().index]
+    rest = [] if coloured is None else names[coloured:]
+    groups = [("the rest", np.isin(values, rest), "#d0d0d0", 0)] if rest else []
+    for number, label in enumerate(names[: len(names) - len(rest)]):
+        groups.append((label, values == label, PALETTE[number % len(PALETTE)], number // len(PALETTE)))
+    for number, (label, inside, colour, shape) in enumerate(groups):
+        own = np.flatnonzero(inside)
+        symbol = SYMBOLS[shape % len(SYMBOLS)]
+        marker = {"size": 5, "color": colour, "opacity": 0.75, "symbol": symbol}
         for column, (_, points) in enumerate(panels.items(), 1):
             points = np.asarray(points, np.float32)
             figure.add_scattergl(
@@ -139,7 +145,8 @@ def scatter(
                 y=points[own, 1],
                 mode="markers",
                 name=plain(label),
-                legendgroup=str(label),
+                legendgroup=label,
+                legendrank=number or (len(groups) if rest else 0),
                 showlegend=column == 1,
                 marker=marker,
                 text=[plain(texts[int(i)]) for i in own] if len(texts) else None,
@@ -193,20 +200,23 @@ def differences(table: pd.DataFrame, title: str = "", unit: str = "difference") 
     """Differences with their intervals beside a line at 0: a row each of `compare`'s or any table with such
     columns.
 
-    The index names the rows; the columns are difference, low and high.
+    The index names the rows; the columns are difference, low and high. With a column "p (Holm)", rows of
+    0.05 or more are grey: they cannot be told apart, whatever their own interval.
     """
-    found = [Estimate(row.difference, row.low, row.high, 0) for row in table.itertuples()]
-    figure = go.Figure(
-        go.Scatter(
-            x=[v.mean for v in found],
-            y=list(map(plain, table.index)),
-            mode="markers",
-            marker={"color": PALETTE[0], "size": 9},
-            error_x=_errors(found),
-            showlegend=False,
-            hovertemplate="%{y}: %{x:+.3f}<extra></extra>",
-        )
-    )
+    figure, names = go.Figure(), list(map(plain, table.index))
+    p = table.get("p (Holm)", pd.Series(0.0, table.index)).to_numpy(float)
+    for inside, colour in ((p < 0.05, PALETTE[0]), (~(p < 0.05), GREY)):
+        found = [Estimate(row.difference, row.low, row.high, 0) for row in table[inside].itertuples()]
+        if found:
+            figure.add_scatter(
+                x=[v.mean for v in found],
+                y=[name for name, own in zip(names, inside, strict=True) if own],
+                mode="markers",
+                marker={"color": colour, "size": 9},
+                error_x=_errors(found),
+                showlegend=False,
+                hovertemplate="%{y}: %{x:+.3f}<extra></extra>",
+            )
     figure.add_scatter(
         x=[0, 0],
         y=[plain(table.index[0]), plain(table.index[-1])],
@@ -221,8 +231,9 @@ def differences(table: pd.DataFrame, title: str = "", unit: str = "difference") 
         title=plain(title),
         margin={"l": 90, "r": 10, "t": 50, "b": 50},
     )
-    figure.update_xaxes(title=plain(unit))
-    figure.update_yaxes(type="category", autorange="reversed", automargin=True)
+    grey = " (grey: cannot be told apart)" if "p (Holm)" in table and not (p < 0.05).all() else ""
+    figure.update_xaxes(title=plain(unit) + grey)
+    figure.update_yaxes(type="category", autorange="reversed", automargin=True, categoryarray=names)
     return figure
 
 

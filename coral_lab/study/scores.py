@@ -213,10 +213,12 @@ def coverage_curves(tables: Mapping[str, pd.DataFrame], title: str = "") -> go.F
             hovertemplate="%{x:.0%} answered: %{y:.3f} wrong",
         )
     figure.update_layout(
-        template=TEMPLATE, height=360, title=plain(title), margin={"l": 70, "r": 10, "t": 50, "b": 40}
+        template=TEMPLATE, height=360, title=plain(title), margin={"l": 70, "r": 10, "t": 50, "b": 55}
     )
     figure.update_xaxes(title="coverage: share of queries answered, surest first", range=[0, 1.02])
-    figure.update_yaxes(title="risk: share of these that are wrong", rangemode="tozero")
+    figure.update_yaxes(
+        title="risk: share of these that are wrong", title_standoff=12, automargin=True, rangemode="tozero"
+    )
     return figure
 
 

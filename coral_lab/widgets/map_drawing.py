@@ -7,14 +7,17 @@ from typing import TypeAlias
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int64, UInt8
 from plotly.colors import sample_colorscale
 
 from coral_lab.query import Product
 from coral_lab.study.cluster_names import Clusters
 from coral_lab.study.plots import PALETTE, SYMBOLS, plain
 
-LOOKS = len(PALETTE) * len(SYMBOLS)  # labels that can be told apart
+LOOKS = len(PALETTE) + 1
+"""Labels that a reader can tell apart: the commonest, each in a colour, and the rest in grey."""
+STEPS = 28
+"""The same where they have an order, which a scale of colours shows."""
 OTHER = "#b3b3b3"
 NO_LABEL = "no label"
 """What products are called that an ordered or other Categorical leaves out."""
@@ -67,7 +70,9 @@ def labels(products: Sequence[Product]) -> dict[str, Labels]:
 
 
 def looks(names: Sequence[str], ordered: bool) -> list[tuple[str, str, str]]:
-    """Name, colour and shape of each label: with more than seven a colour comes again in another shape."""
+    """Name, colour and shape of each label. The last of LOOKS is grey where it stands for several, and else
+    has the first colour in another shape.
+    """
     if names and names[-1] == NO_LABEL:
         return [*looks(names[:-1], ordered), (NO_LABEL, OTHER, SYMBOLS[0])]
     if ordered:
@@ -96,7 +101,7 @@ def annotations(places: Float[np.ndarray, "row 2"], clusters: Clusters) -> list[
         x, y = np.median(own, 0)
         gaps = [np.abs(np.array([x - other["x"], y - other["y"]]) / (high - low)) for other in made]
         if all(gap[0] > 0.2 or gap[1] > 0.06 for gap in gaps):
-            look = {"showarrow": False, "bgcolor": "rgba(255,255,255,0.75)", "font": {"size": 12}}
+            look = {"showarrow": False, "bgcolor": "rgba(255,255,255,0.5)", "font": {"size": 12}}
             made.append({"x": float(x), "y": float(y), "text": plain(name), **look})
     return made
 
@@ -112,6 +117,29 @@ def points(places: Float[np.ndarray, "row 2"], webgl: bool) -> go.Scatter | go.S
         hoverinfo="none",
         marker={"size": 7, "opacity": 0.8, "line": {"width": 0}},
         unselected={"marker": {"opacity": 0.12}},
+    )
+
+
+def label(
+    places: Float[np.ndarray, "row 2"],
+    look: tuple[str, str, str],
+    titles: Sequence[str],
+    chosen: Int64[np.ndarray, " chosen"] | None,
+) -> go.Scattergl:
+    """The products of one label in a plain figure; all but the `chosen` are pale, unless that is None."""
+    name, colour, symbol = look
+    return go.Scattergl(
+        x=places[:, 0].astype(np.float32),
+        y=places[:, 1].astype(np.float32),
+        mode="markers",
+        name=plain(name),
+        text=list(map(plain, titles)),
+        hoverinfo="text+name",
+        marker={"size": 6, "opacity": 0.75, "color": colour, "symbol": symbol},
+        selectedpoints=chosen,
+        selected={"marker": {"size": 9, "opacity": 1}},
+        unselected={"marker": {"opacity": 0.2}},
+        legendrank=1000 + (colour == OTHER),
     )
 
 

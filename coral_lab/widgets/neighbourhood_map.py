@@ -204,7 +204,8 @@ class NeighbourhoodMap(widgets.VBox):
     def static(self, limit: int = 2000) -> Frozen:
         """The map as a plain figure, coloured as it is now, with lines as they are drawn, and the gallery.
 
-        Of more than `limit` products evenly many are drawn, and all that are chosen; the title says so.
+        If something is chosen, here or in linked maps, its labels come first and all else is pale. Of more
+        than `limit` products evenly many are drawn, and all that are chosen; the title says so.
         """
         drawn = np.arange(len(self.products))
         if len(drawn) > limit:
@@ -212,22 +213,19 @@ class NeighbourhoodMap(widgets.VBox):
         title = self.title + f" ({len(drawn):,} of {len(self.products):,} drawn)" * (
             len(drawn) < len(self.products)
         )
-        names, codes, ordered = self.coded(self.colour.value)
+        chosen = [i for chart in self.together for i in chart.chosen]
+        names, codes, ordered = self.coded(self.colour.value, chosen)
         figure = go.Figure(layout=map_drawing.layout(title, self.annotations))
-        for code, (name, colour, symbol) in enumerate(map_drawing.looks(names, ordered)):
+        looks = map_drawing.looks(names, ordered)
+        under = sorted(range(len(looks)), key=lambda code: looks[code][1] != map_drawing.OTHER)
+        for code in under:  # grey lies under colours, and comes after them in the legend
             own = drawn[codes[drawn] == code]
-            figure.add_scattergl(
-                x=self.places[own, 0].astype(np.float32),
-                y=self.places[own, 1].astype(np.float32),
-                mode="markers",
-                name=plain(name),
-                text=[plain(self.products[i].title) for i in own],
-                hoverinfo="text+name",
-                marker={"size": 6, "opacity": 0.75, "color": colour, "symbol": symbol},
-            )
+            titles = [self.products[i].title for i in own]
+            picked = np.flatnonzero(np.isin(own, self.chosen)) if self.chosen else None
+            figure.add_trace(map_drawing.label(self.places[own], looks[code], titles, picked))
         for trace in self.figure.data[NEAR : STARS + 1]:
             if len(trace.x):
-                figure.add_trace(go.Scatter(trace.to_plotly_json()))
+                figure.add_trace(go.Scatter(trace.to_plotly_json(), legendrank=1002))
         return Frozen(figure, self.gallery.value)
 
     # What the reader sees
@@ -317,25 +315,31 @@ class NeighbourhoodMap(widgets.VBox):
             x, y = map_drawing.path([(start, end) for end in ends if start is not None])
             self.figure.data[number].update(x=x, y=y)
 
-    def coded(self, name: str) -> tuple[list[str], np.ndarray, bool]:
+    def coded(self, name: str, first: Sequence[int] = ()) -> tuple[list[str], np.ndarray, bool]:
         """Of what can be coloured by: the labels that can be told apart, commonest first or in their order,
-        the number of each product's, and whether they have an order.
+        the number of each product's, and whether they have an order. `first` are products whose labels come
+        before all others.
 
-        More than map_drawing.LOOKS labels share one last name, "other".
+        More than map_drawing.LOOKS labels share one last name, "other"; with an order, more than STEPS.
         """
         labels = self.labels[name]
         values = labels() if callable(labels) else labels
         ordered = isinstance(values, pd.Categorical) and bool(values.ordered)
         if not isinstance(values, pd.Categorical):
             values = pd.Categorical([str(value) for value in values])
-            values = values.reorder_categories(pd.Series(values).value_counts().index)
+            counts = pd.Series(values).value_counts()
+            if first:
+                counts += len(values) * pd.Series(values[list(first)]).value_counts()
+            counts = counts.sort_values(ascending=False, kind="stable")
+            values = values.reorder_categories(list(counts.index))  # of an index pandas takes the old order
         names, codes = [str(name) for name in values.categories], np.asarray(values.codes, np.int64)
         if (codes < 0).any():
             codes, names = np.where(codes < 0, len(names), codes), [*names, map_drawing.NO_LABEL]
-        if len(names) <= map_drawing.LOOKS:
+        most = map_drawing.STEPS if ordered else map_drawing.LOOKS
+        if len(names) <= most:
             return names, codes, ordered
-        others = f"other ({len(names) - map_drawing.LOOKS + 1} labels)"
-        return [*names[: map_drawing.LOOKS - 1], others], np.minimum(codes, map_drawing.LOOKS - 1), ordered
+        others = f"other ({len(names) - most + 1} labels)"
+        return [*names[: most - 1], others], np.minimum(codes, most - 1), ordered
 
     def _paint(self) -> None:
         """Colours, shapes and legend. Numbers for colours and shapes travel as bytes: no text a point."""

@@ -169,8 +169,12 @@ def test_a_notebooks_page_of_hostile_texts_fetches_and_runs_nothing(browser, poo
 @pytest.mark.parametrize("file", sorted(Path("notebooks").glob("[0-9]*.ipynb")), ids=lambda file: file.stem)
 def test_every_notebooks_page_fetches_nothing(browser, file, tmp_path):
     exporter = nbconvert.HTMLExporter(extra_template_basedirs=["notebooks"], template_name="offline")
-    body, _ = exporter.from_notebook_node(nbformat.read(file, 4))
+    notebook = nbformat.read(file, 4)
+    body, _ = exporter.from_notebook_node(notebook)
     (tmp_path / "page.html").write_text(body, encoding="utf-8")
     page = looked_at(browser, tmp_path / "page.html")
     assert page.locator("script").count() == 0
     assert page.locator("h1").count() >= 1
+    solutions = sum("solution" in cell.metadata.get("tags", []) for cell in notebook.cells)
+    assert page.locator("details").count() == solutions
+    assert not any(own.is_visible() for own in page.locator("details .jp-Cell").all())

@@ -341,6 +341,9 @@ def test_figures_show_every_model(found):
     names = ("good", "better", "worse")
     assert tuple(found.figure().data[0].x) == names
     assert tuple(found.heat_map("conditions").data[0].x) == names
+    assert {(own.data[0].zmin, own.data[0].zmax) for own in map(found.heat_map, ("class", "language"))} == {
+        (0, 1)
+    }
     assert len(found.cost_figure().data) == 3
 
 

@@ -167,6 +167,27 @@ def test_halves_are_halves_and_repeatable():
     assert found.mean() == pytest.approx(geometry.anisotropy(rows), abs=0.05)
 
 
+def test_a_change_is_measured_on_the_same_halves_of_both():
+    rows, noise = sphere(400, 4), np.random.default_rng(1).standard_normal((400, 4)).astype(np.float32)
+
+    def measure(some):
+        return float(some[:, 0].mean())
+
+    found = geometry.change_over_halves(measure, rows, rows + 0.5 * noise, repeats=400)
+    own = 0.5 * noise[:, 0]  # the halves' rows themselves cancel, what is left is the mean of the noise
+    assert found.mean == pytest.approx(own.mean(), abs=1e-6)
+    assert (found.high - found.low) / 2 == pytest.approx(1.96 * own.std() / 20, rel=0.1)
+    assert found.p == pytest.approx(stats.ttest_1samp(own, 0).pvalue, abs=0.05)
+
+
+def test_no_change_is_none_and_another_number_of_rows_is_refused():
+    rows = sphere(60, 4)
+    found = geometry.change_over_halves(geometry.anisotropy, rows, rows, repeats=5)
+    assert (found.mean, found.low, found.high, found.p, found.n) == (0, 0, 0, 1, 60)
+    with pytest.raises(ValueError, match="60 rows before and 59 after"):
+        geometry.change_over_halves(geometry.anisotropy, rows, rows[1:])
+
+
 def test_groups_means_lie_around_their_middle():
     names, means = geometry.group_means(circle(0, 0, 90, 180, 270), ["b", "b", "a", "a", "a"])
     assert names == ["a", "b"]  # their means are (-1/3, 0) and (1, 0)

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from coral_lab.metrics import Estimate
-from coral_lab.study.plots import PALETTE, bars, curves, differences, estimates_by, matrix, scatter
+from coral_lab.study.plots import GREY, PALETTE, bars, curves, differences, estimates_by, matrix, scatter
 from coral_lab.widgets.parts import LivePlot
 
 ROWS = [
@@ -119,6 +119,17 @@ def test_several_maps_show_the_same_points_under_one_legend():
         scatter(places, labels, ["x"] * 3)
 
 
+def test_labels_beyond_those_to_be_coloured_are_grey_behind_the_others():
+    labels = ["a"] * 5 + ["b"] * 4 + ["c"] * 2 + ["d"]
+    places = np.arange(24.0).reshape(12, 2)
+    figure = scatter(places, labels, coloured=2)
+    drawn = [(trace.name, trace.marker.color, len(trace.x)) for trace in figure.data]
+    assert drawn == [("the rest", "#d0d0d0", 3), ("a", PALETTE[0], 5), ("b", PALETTE[1], 4)]
+    ranks = {trace.name: trace.legendrank for trace in figure.data}
+    assert sorted(ranks, key=ranks.get) == ["a", "b", "the rest"]
+    assert [trace.name for trace in scatter(places, labels, coloured=4).data] == ["a", "b", "c", "d"]
+
+
 def test_grouped_bars_have_a_colour_a_group():
     one = Estimate(0.5, 0.4, 0.7, 10)
     figure = bars({"first": {"a": one, "b": one}, "second": {"a": one}})
@@ -144,3 +155,15 @@ def test_differences_show_their_intervals():
     assert (list(points.x), list(points.y)) == ([0.1, -0.2], ["up", "down"])
     np.testing.assert_allclose(points.error_x.array, [0.2, 0.1])
     np.testing.assert_allclose(points.error_x.arrayminus, [0.1, 0.1])
+
+
+def test_differences_that_cannot_be_told_apart_are_grey():
+    names = ["a", "b", "c"]
+    table = pd.DataFrame({"difference": [0.1, 0.2, 0.3], "low": 0.0, "high": 0.4}, index=names)
+    figure = differences(table.assign(**{"p (Holm)": [0.05, 0.04, np.nan]}), unit="share")
+    drawn = {trace.marker.color: list(trace.y) for trace in figure.data if trace.mode == "markers"}
+    assert drawn == {PALETTE[0]: ["b"], GREY: ["a", "c"]}
+    assert list(figure.layout.yaxis.categoryarray) == names
+    assert figure.layout.xaxis.title.text == "share (grey: cannot be told apart)"
+    assert differences(table.assign(**{"p (Holm)": 0.01}), unit="share").layout.xaxis.title.text == "share"
+    assert {trace.marker.color for trace in differences(table).data} == {PALETTE[0], None}

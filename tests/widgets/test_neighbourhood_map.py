@@ -52,7 +52,8 @@ def ends(trace):
 def test_a_point_looks_as_the_legend_says(chart, name):
     chart.colour.value = name
     entries = legend(chart)
-    assert [entries[label] for label in chart.labels[name]] == looks(chart)
+    other = next((look for label, look in entries.items() if label.startswith("other (")), None)
+    assert [entries.get(label, other) for label in chart.labels[name]] == looks(chart)
     assert len(set(entries.values())) == len(entries)
     assert chart.static().figure.data[0].marker.color == entries[chart.static().figure.data[0].name][0]
 
@@ -69,6 +70,50 @@ def test_labels_beyond_what_can_be_told_apart_are_one_other(space, count):
     assert others == ([] if count == LOOKS else [f"other ({count - LOOKS + 1} labels)"])
     expected = [entries.get(label, entries[others[0]] if others else None) for label in labels]
     assert looks(chart) == expected
+
+
+def test_what_is_no_label_of_its_own_is_grey_and_lies_under_the_others(space):
+    products, rows = space
+    labels = [f"label {i % 40}" for i in range(150)]
+    chart = NeighbourhoodMap(products, rows, rows[:, :2], extra={"many": labels})
+    chart.colour.value = "many"
+    drawn = [trace for trace in chart.static().figure.data if trace.name.startswith(("label", "other"))]
+    assert len({trace.marker.color for trace in drawn}) == len(drawn) == LOOKS
+    assert drawn[0].marker.color == OTHER
+    assert drawn[0].legendrank > drawn[1].legendrank
+    assert {trace.marker.symbol for trace in drawn} == {"circle"}
+
+
+def test_the_commonest_labels_have_the_colours(space):
+    products, rows = space
+    labels = [f"label {i % 20}" if i < 100 else "z, the commonest" for i in range(150)]
+    chart = NeighbourhoodMap(products, rows, rows[:, :2], extra={"many": labels})
+    assert chart.coded("many")[0][0] == "z, the commonest"
+    assert chart.coded("many", [7])[0][:2] == ["label 7", "z, the commonest"]
+
+
+def test_what_is_chosen_in_linked_maps_has_colours_and_all_else_is_pale(space):
+    products, rows = space
+    labels = [f"label {i % 40}" for i in range(150)]
+    maps = [NeighbourhoodMap(products, rows, rows[:, :2], k=5, extra={"many": labels}) for _ in range(2)]
+    side_by_side(*maps)
+    assert all(trace.selectedpoints is None for trace in maps[0].static().figure.data)
+    maps[0].select([39, 38])  # of labels that are among the rarest
+    for chart in maps:
+        chart.colour.value = "many"
+        drawn = {trace.name: trace for trace in chart.static().figure.data}
+        assert {"label 38", "label 39"} < set(drawn)
+        assert sum(len(trace.selectedpoints) for trace in drawn.values()) == 2
+        first = drawn["label 39"]
+        assert first.x[first.selectedpoints[0]] == np.float32(rows[39, 0])
+
+
+def test_the_order_of_many_labels_is_kept(space):
+    products, rows = space
+    names = [str(number) for number in range(20)]
+    labels = pd.Categorical([names[i % 20] for i in range(150)], names, ordered=True)
+    chart = NeighbourhoodMap(products, rows, rows[:, :2], extra={"level": labels})
+    assert chart.coded("level")[0] == names
 
 
 def test_the_order_of_labels_shows_in_the_legend_and_in_brightness(space):
