@@ -292,10 +292,10 @@ for measure in ("own first", "R@1"):
     measures[measure] = {name: found[name][1][measure].to_numpy() for name in names}
 trained = {name: vars(paired_difference(own[MODEL], own[BEFORE])) for name, own in measures.items()}
 trained = pd.DataFrame(trained).T.rename(columns={"mean": "difference"})
-trained.insert(0, BEFORE, [str(estimate(own[BEFORE])) for own in measures.values()])
-trained.insert(1, MODEL, [str(estimate(own[MODEL])) for own in measures.values()])
-trained["p (Holm)"] = holm(trained["p"].to_numpy(float))
-trained.drop(columns=["n", "p"])
+trained["p (Holm)"] = holm(trained["p"].to_numpy())
+for name in names:
+    trained[name] = [str(estimate(own[name])) for own in measures.values()]
+trained[[*names, "difference", "low", "high", "p (Holm)"]]
 
 # %%
 told = trained.index[trained["p (Holm)"] < 0.05]

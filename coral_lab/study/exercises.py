@@ -96,5 +96,5 @@ def _shown(value) -> str:
     if _kind(value) == "a number":
         return f"{value:.3g}" if isinstance(value, float | np.floating) else str(value)
     if isinstance(value, Set):
-        return ", ".join(sorted(map(str, value))) or "nothing"
+        return ", ".join(sorted(map(str, value))) or "an empty set"
     return ", ".join(map(str, value)) if _kind(value) == "a list in order" else str(value)
