@@ -269,6 +269,7 @@ def composition(
     def measure(found: Callable[[], tuple], how: str, number: str) -> Measured:
         table, whole = found()
         row = table[(table["way"] == how) & (table["conditions"] == number)].iloc[0].to_dict()
+        row["asked"] = row.pop("queries")  # of these; all cells have the settings' queries
         return Measured(row, whole[how].ranks if number == "all" else None)
 
     def cells() -> Iterator[Cell]:

@@ -93,6 +93,8 @@ def measure_cells(
                 continue
             started = time.perf_counter()
             found = cell.measure()
+            if clash := sorted(settings.keys() & found.row.keys()):
+                raise ValueError(f"cell {cell.arm!r} measured {clash[0]!r}, which is a setting; rename it")
             row = {"arm": cell.arm, "seed": cell.seed, **settings, **found.row}
             row |= {"seconds": round(time.perf_counter() - started), **made_with}
             with whole:

@@ -127,21 +127,37 @@ def run(name: str, *, out: Path = RESULTS, work: Path = WORK, bases: Path = BASE
 
 def _select(steps: int, places: Mapping[str, Path]) -> pd.DataFrame:
     """Rates at the weight as shipped, then Coral's weight at its best rate."""
-    plan = replace(CHOICE, steps=steps)
-    arms = {
+    plan, arms = replace(CHOICE, steps=steps), _rated()
+    table = train_and_measure("selection", plan, arms=arms, **places)
+    _complete(table, arms)  # another process may still be at some
+    weighed = _reweighed(_best(table, "coral", arms))
+    return train_and_measure("selection", plan, arms=weighed, **places)
+
+
+def _rated() -> dict[str, Arm]:
+    """Each arm at each of its rates."""
+    return {
         f"{arm} {rate:g}": replace(own, learning_rate=rate)
         for arm, own in CHOSEN.items()
         for rate in (LORA_RATES if own.lora else RATES)
     }
-    table = train_and_measure("selection", plan, arms=arms, **places)
-    rate = _best(table, "coral", arms)
+
+
+def _reweighed(rate: float) -> dict[str, Arm]:
+    """Coral at its rate with each weight but the one that ships, which it has been measured with."""
     own = replace(CHOSEN["coral"], learning_rate=rate)
-    arms = {
+    return {
         f"coral {rate:g} weight {weight:g}": replace(own, coral=_weighed(own.coral, weight))
         for weight in WEIGHTS
         if weight != Coral().lambda1
     }
-    return train_and_measure("selection", plan, arms=arms, **places)
+
+
+def _complete(table: pd.DataFrame, arms: Iterable[str]) -> None:
+    """Nothing is chosen among some of the arms."""
+    if missing := [arm for arm in arms if arm not in {*table["arm"]}]:
+        problem = f"selection has no cell {missing[0]!r} yet, of {len(missing)} that it lacks"
+        raise ValueError(f"{problem}; run it to its end: coral-lab experiment selection")
 
 
 def _weighed(coral: Coral, weight: float) -> Coral:
@@ -175,9 +191,13 @@ def _measured(table: pd.Series, arm: str) -> float:
 
 
 def choose(out: Path | None = None) -> Chosen:
-    """What the results of `length` and `selection` choose. Raises FileNotFoundError if they were not run."""
+    """What the results of `length` and `selection` choose. Raises FileNotFoundError if they were not run,
+    ValueError if not to their end.
+    """
     table = read_results(_file("selection", out))
+    _complete(table, _rated())
     rates = {arm: _best(table, arm, table["arm"].unique()) for arm in CHOSEN}
+    _complete(table, _reweighed(rates["coral"]))
     weighed = table[table["arm"].str.startswith(f"coral {rates['coral']:g}")].groupby("arm")["MRR@10"].mean()
     best = weighed.idxmax()
     return Chosen(length(out), rates, float(best.split()[-1]) if "weight" in best else Coral().lambda1)

@@ -56,6 +56,13 @@ def test_a_cell_is_run_once_and_kept_with_its_command(tmp_path):
         measure_cells("trial", some_cells(asked), {"steps": 4}, "", tmp_path)
 
 
+def test_a_cell_s_own_figure_never_stands_where_a_setting_does(tmp_path):
+    """Else it would be taken for a cell of another run, and all be measured anew."""
+    cell = Cell("one", 0, lambda: Measured({"queries": 3.0}))
+    with pytest.raises(ValueError, match="cell 'one' measured 'queries', which is a setting"):
+        measure_cells("trial", [cell], {"queries": 9}, "x", tmp_path)
+
+
 def test_two_processes_share_the_cells(tmp_path):
     """While one is at a cell, the same command elsewhere takes the others, and leaves what it finds done."""
     asked: list = []

@@ -83,6 +83,14 @@ def test_rates_are_the_best_and_the_weight_is_coral_s_at_its_rate(places):
     assert str(chosen).startswith("300 steps; contrastive 0.001, coral 0.002, ")
 
 
+@pytest.mark.parametrize("lacks", ["coral 0.002", "coral lora 0.005", "coral 0.002 weight 1"])
+def test_nothing_is_chosen_while_a_cell_is_missing(places, lacks):
+    table = cells.read_results(places["out"] / "selection.csv")
+    write_results(places["out"] / "selection.csv", table[table["arm"] != lacks], "x")
+    with pytest.raises(ValueError, match=f"no cell '{lacks}' yet, of 1 that it lacks"):
+        choose(places["out"])
+
+
 @pytest.fixture
 def asked(monkeypatch):
     """What would be trained, by call."""
