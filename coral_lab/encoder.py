@@ -8,7 +8,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,6 +25,9 @@ from coral_lab.models.wording import family_of, unread
 from coral_lab.prompts import Format
 from coral_lab.query import Product, Query
 from coral_lab.sources.border import brief
+
+if TYPE_CHECKING:
+    from coral_lab.store.keeping import Kept
 
 log = logging.getLogger(__name__)
 
@@ -107,8 +110,10 @@ def encode_all(
     items: Item | Iterable[Item | Any],
     format: str | Format = "seq",
     settings: Settings = Settings(),
+    *,
+    keep: "Kept | None" = None,
 ) -> Encoded:
-    """As `encode`, with what was skipped as data."""
+    """As `encode`, with what was skipped as data. `keep` takes the place of the settings' store."""
     items = _as_items(items)
     skipped: dict[int, ItemError] = {}
 
@@ -122,10 +127,10 @@ def encode_all(
     asked = _attempt(items, lambda i, item: _asked(model, item, format, f"item {i}"), refuse)
     embeddings = np.full((len(items), model.dim), np.nan, np.float32)
     keeper = None
-    if settings.place and _can_be_kept(model):
-        from coral_lab.store.keeping import Keeper
+    if (keep or settings.place) and _can_be_kept(model):
+        from coral_lab.store.keeping import Keeper, table_of
 
-        keeper = Keeper(settings.place, items, asked, model)
+        keeper = Keeper(keep or table_of(settings.place, model), items, asked, model)
         keeper.look_up(embeddings, refuse)
     todo = {i for i in asked if i not in skipped and not (keeper and i in keeper.present)}
     show = settings.progress if settings.progress is not None else len(todo) >= 4 * settings.batch_size

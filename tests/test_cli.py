@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from coral_lab import Settings, dataset, encode, evaluate, load
+from coral_lab import Settings, dataset, encode, evaluate, load, open_store
 from coral_lab.cli import main, measuring
 from coral_lab.mini.demo import demo
 from coral_lab.mini.merit_mini import catalogue
@@ -313,9 +313,59 @@ def test_a_diagnosis_follows_the_result(random_folder, shop, tmp_path, capsys):
     assert "give one of the two" in capsys.readouterr().err
 
 
+def test_a_diagnosis_is_in_the_json_as_figures(random_folder, shop, tmp_path, capsys):
+    folder, out = tmp_path / "merit", tmp_path / "out.json"
+    write_merit(shop, folder, "test", limit=12)
+    words = ["evaluate", "--data", str(folder), "--store", "", "--model", str(random_folder), "--diagnose"]
+    assert main([*words, "--json", str(out)]) == 0
+    *_, gap_said, binding_said = capsys.readouterr().out.splitlines()
+    found = json.loads(out.read_text(encoding="utf-8"))["diagnosis"]
+    gap, binding = found["fusion_gap"], found["binding"]
+    assert gap["n"] == 12
+    assert f"{gap['mean']:.3f} [{gap['low']:.3f}, {gap['high']:.3f}], p {gap['p']:.2g}" in gap_said
+    every, *each = binding
+    assert (every["by"], every["value"]) == ("all", "all")
+    assert sum(row["hits"] for row in each) == every["hits"] > 0
+    assert f"of {every['hits']} (chance {every['chance']:.0%}, p {every['p']:.2g})" in binding_said
+    assert all(f"{row['value']} {row['another']:.0%} (" in binding_said for row in each)
+
+
 def test_a_diagnosis_of_single_conditions_is_refused_before_a_model_is_loaded(shop, monkeypatch, capsys):
     alone = [replace(query, conditions=query.conditions[:1]) for query in shop.queries[:3]]
     monkeypatch.setattr(measuring, "data_of", lambda _: replace(shop, queries=alone))
     monkeypatch.setattr(measuring, "loaded", lambda *_: pytest.fail("loaded"))
     assert main(["evaluate", "--diagnose"]) == 2
     assert "none of 3 queries has two conditions" in capsys.readouterr().err
+
+
+def test_the_student_s_edition_has_neither_outputs_nor_solutions(tmp_path, capsys):
+    assert main(["notebooks", "--out", str(tmp_path / "clean"), "--clean"]) == 0
+    assert main(["notebooks", "--out", str(tmp_path / "whole")]) == 0
+    for file in sorted((tmp_path / "clean").iterdir()):
+        cells, whole = (
+            json.loads((tmp_path / edition / file.name).read_text(encoding="utf-8"))["cells"]
+            for edition in ("clean", "whole")
+        )
+        solutions = [cell for cell in whole if "solution" in cell["metadata"].get("tags", ())]
+        assert len(cells) == len(whole) - len(solutions)
+        assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells)
+        assert "solution" not in str([cell["metadata"] for cell in cells])
+
+
+def test_encode_into_a_store_by_blocks(random_folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_merit(catalogue("mini", "test"), tmp_path / "shop", "test", 3)
+    words = ["encode", "--model", str(random_folder), "--data", str(tmp_path / "shop")]
+    for wrong, problem in [
+        (["--engine", "local"], "name one with --store"),
+        (["--engine", "local", "--store", "s", "--out", "a.npy"], "leave --out and --limit out"),
+        (["--engine", "local", "--store", "s", "--workers", "2"], "for ray, and the engine is local"),
+        (["--workers", "2", "--out", "a.npy"], "are for --engine"),
+        ([], "end it in .npy or .parquet, or name a --store and an --engine"),
+    ]:
+        assert main([*words, *wrong]) == 2
+        assert problem in capsys.readouterr().err
+    assert main([*words, "--engine", "local", "--store", "s", "--block", "2"]) == 0
+    assert "products in" in capsys.readouterr().out
+    model, shop = load(str(random_folder)), dataset(str(tmp_path / "shop"))
+    assert sorted(product.id for product in shop.products) == open_store(tmp_path / "s", model).to_numpy()[0]

@@ -3,7 +3,7 @@
 import json
 import shlex
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING
 
 from coral_lab.cli.options import data_of, loaded, make_parent, say, say_skipped, settings_of
@@ -64,13 +64,13 @@ def evaluate(options) -> None:
         "the first hit has the wanted: "
         + json.dumps({k: round(v, 3) for k, v in result.met_by_first().items()})
     )
-    if options.diagnose:
-        _diagnose(pool, result)
+    diagnosis = {"diagnosis": _diagnose(pool, result)} if options.diagnose else {}
     if options.json:
         make_parent(options.json)
         seconds = round(time.perf_counter() - started, 1)
         facts = {"data": shop.name, "encoder": repr(model), "seconds": seconds}
         facts["skipped_in_data"] = [str(error) for error in shop.skipped]
+        facts |= diagnosis
         result.write_json(options.json, **facts, command=shlex.join(["coral-lab", *options.arguments]))
     if options.run:
         make_parent(options.run)
@@ -80,17 +80,23 @@ def evaluate(options) -> None:
         result.write_csv(options.csv)
 
 
-def _diagnose(pool: "Index", result: "Result") -> None:
-    """The fusion gap and whose value wrong first hits have, a line each."""
+def _diagnose(pool: "Index", result: "Result") -> dict[str, object]:
+    """The fusion gap and whose value wrong first hits have: said in a line each, and given as figures."""
     from coral_lab.errors import NotShownError
     from coral_lab.study import binding, composition
 
     ways = (composition.INTERLEAVED, composition.MEAN)
-    say(composition.in_words(composition.composed(pool, composition.several(result.queries), ways)))
+    results = composition.composed(pool, composition.several(result.queries), ways)
+    say(composition.in_words(results))
+    found: dict[str, object] = {"fusion_gap": asdict(composition.fusion_gap(results))}
     try:
-        say(binding.in_words(binding.whose_value(result)))
+        rows = binding.whose_value(result)
     except NotShownError as error:  # queries whose values nobody knows, as people's own are
         say(f"binding: {error}")
+        return found | {"binding": []}
+    say(binding.in_words(rows))
+    tables = [binding.taken(rows, by) for by in ("all", "attribute")]
+    return found | {"binding": [row for table in tables for row in table.to_dict("records")]}
 
 
 def compare(options) -> None:
@@ -120,8 +126,14 @@ def encode(options) -> None:
 
     from coral_lab.retrieval import index
 
-    if options.out.suffix not in (".npy", ".parquet"):
-        raise ValueError(f"--out is {options.out}; end it in .npy or .parquet")
+    if options.engine:
+        return _encode_sharded(options)
+    if options.workers or options.block:
+        raise ValueError("--workers and --block are for --engine; name one")
+    if options.out is None or options.out.suffix not in (".npy", ".parquet"):
+        raise ValueError(
+            f"--out is {options.out}; end it in .npy or .parquet, or name a --store and an --engine"
+        )
     products = data_of(options).products[: options.limit]
     pool = index(loaded(options), products, settings=settings_of(options))
     say_skipped(pool.skipped)
@@ -131,6 +143,31 @@ def encode(options) -> None:
     with fresh_file(options.out) as file:
         np.save(file, embeddings) if options.out.suffix == ".npy" else frame.to_parquet(file)
     say(f"{len(embeddings):,} embeddings of {embeddings.shape[1]} dimensions in {options.out}")
+
+
+def _encode_sharded(options) -> None:
+    """Into the store alone. Under torchrun every process comes here, and the first one says what is there."""
+    import os
+    from functools import partial
+
+    from coral_lab.models.loading import load
+    from coral_lab.store.blocks import Source
+    from coral_lab.store.sharded import Engine, encode_sharded, own_device
+
+    if options.out or options.limit:
+        raise ValueError("--engine encodes all of the data into the store; leave --out and --limit out")
+    settings = settings_of(options)
+    if not settings.place:
+        raise ValueError("--engine encodes into a store; name one with --store")
+    names = ("family", "dtype", "revision", "offline", "quantize")
+    given = {name: getattr(options, name) for name in names}
+    make = partial(load, options.model, device=options.device or own_device(), **given)
+    source = Source(options.data, options.split, options.offline, options.on_error)
+    engine = Engine(options.engine, options.workers or 1, block=options.block)
+    added = encode_sharded(make, source, settings.place, engine, settings)
+    if os.environ.get("RANK", "0") == "0":
+        say_skipped((*source.skipped, *added.skipped))
+        say(f"{added.products:,} products in {settings.place}")
 
 
 def experiment(options) -> None:

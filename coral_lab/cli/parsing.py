@@ -81,7 +81,15 @@ def _parser() -> argparse.ArgumentParser:
     encode = commands.add_parser("encode", help="embeddings of a split's products")
     encode.set_defaults(command=measuring.encode)
     _add_model_and_data(encode)
-    encode.add_argument("--out", required=True, type=Path, help="FILE.npy or FILE.parquet")
+    encode.add_argument("--out", type=Path, help="FILE.npy or FILE.parquet; may be left out with a store")
+    sharded = encode.add_argument_group("with many workers, into --store; what is stopped goes on")
+    sharded.add_argument(
+        "--engine", choices=("local", "torchrun", "ray"), help="torchrun starts this command"
+    )
+    sharded.add_argument("--workers", type=positive, help="for ray: so many, a GPU each if there are any")
+    sharded.add_argument(
+        "--block", type=positive, help="products that a kill may cost a worker; 256 by default"
+    )
 
     learning.add_to(commands)
 
@@ -151,6 +159,9 @@ def _parser() -> argparse.ArgumentParser:
     notebooks = commands.add_parser("notebooks", help="write the notebooks into a folder of your own")
     notebooks.set_defaults(command=making.write_notebooks, into_folder=True)
     notebooks.add_argument("--out", required=True, type=Path)
+    notebooks.add_argument(
+        "--clean", action="store_true", help="the student's edition: no outputs, no solutions of exercises"
+    )
 
     download = commands.add_parser(
         "download", help="fetch a checkpoint or MERIT from the hub; goes on where it was stopped"

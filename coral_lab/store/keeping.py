@@ -5,7 +5,7 @@ comes.
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -35,6 +35,18 @@ def table_of(store: str, model: Embedder) -> Table:
     return Table(address(store), fingerprints.name(space), model.dim, space)
 
 
+@runtime_checkable
+class Kept(Protocol):
+    """What keeps embeddings: a store's table, or what takes its place."""
+
+    @property
+    def can_be_written(self) -> bool: ...
+    @property
+    def uri(self) -> str: ...
+    def find(self, keys: Sequence[str]) -> Mapping[str, np.ndarray]: ...
+    def commit(self, rows: Sequence[Record], vectors: np.ndarray) -> None: ...
+
+
 class Keeper:
     """Reads what the store has, and commits what is made, a few seconds' work at a time.
 
@@ -42,9 +54,9 @@ class Keeper:
     """
 
     def __init__(
-        self, store: str, items: Sequence, asked: Mapping[int, Prompt | Conversation], model: Embedder
+        self, table: Kept, items: Sequence, asked: Mapping[int, Prompt | Conversation], model: Embedder
     ):
-        self.table, self.items, self.asked = table_of(store, model), items, asked
+        self.table, self.items, self.asked = table, items, asked
         self.pixels = model.pixels if isinstance(model, Model) else None
         self.thumbnails = self.pixels.thumbnails if self.pixels else {}
         self.keys: dict[int, str] = {}
@@ -53,7 +65,7 @@ class Keeper:
         self.since = time.monotonic()
         self.keeps = self.table.can_be_written
         if not self.keeps:
-            log.warning("the store %s cannot be written: embeddings made now are not kept", store)
+            log.warning("the store %s cannot be written: embeddings made now are not kept", table.uri)
 
     def look_up(self, embeddings: np.ndarray, refuse: Callable[[int, ItemError], None]) -> None:
         for i, own in list(self.asked.items()):
@@ -106,17 +118,18 @@ def _key(item: Item | Any, own: Prompt | Conversation) -> str:
     content = own.identity
     if not isinstance(item, Product):
         return content
-    facts = (item.id, item.title, item.class_name, item.language, item.country, *_facts(item))
-    return digest([content, *facts])
+    told = (item.id, item.title, item.class_name, item.language, item.country, *facts(item))
+    return digest([content, *told])
 
 
-def _facts(product: Product) -> tuple[str, ...]:
+def facts(product: Product) -> tuple[str, ...]:
+    """Attributes as a store has them: "color=red"."""
     return tuple(f"{name}={value}" for name, values in product.attributes.items() for value in values)
 
 
 def _record(item: Item | Any, own: str, thumbnail: bytes | None) -> Record:
     if isinstance(item, Product):
-        known = (item.id, item.title, item.class_name, item.language, item.country, _facts(item), thumbnail)
+        known = (item.id, item.title, item.class_name, item.language, item.country, facts(item), thumbnail)
         return Record(own, "product", *known)
     if isinstance(item, Query):
         return Record(own, "query", item.id, class_name=item.class_name, language=item.language)

@@ -1,7 +1,7 @@
 """A durable pool of products under one checkpoint: encode into it, search it by metadata, export it."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,10 @@ from coral_lab.models.protocol import Embedder
 from coral_lab.prompts import Format
 from coral_lab.query import Product, Query
 from coral_lab.results import Hits, hits
+from coral_lab.store import approximate as ann
+from coral_lab.store.approximate import Approximation
 from coral_lab.store.keeping import table_of
-from coral_lab.store.tables import Record, Table, address, schema
-
-PRODUCTS = "kind = 'product'"
+from coral_lab.store.tables import PRODUCTS, Record, Table, address, schema
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,14 @@ class Store:
         )
         condition = PRODUCTS if where is None else f"{PRODUCTS} AND ({where})"
         embedding = encode(self.model, query, self.format, UNKEPT)[0]
-        find = self.table.nearest_approximately if approximate else self.table.nearest
-        rows, scores = find(embedding, k + len(gone), condition)
+        table, count = self.table, k + len(gone)
+        if approximate:
+            own = self.index
+            if own is None:
+                raise StoreError(f"{self.uri!r} has no index; make_index() makes one")
+            rows, scores = ann.nearest(table, embedding, count, condition, own.effort)
+        else:
+            rows, scores = table.nearest(embedding, count, condition)
         found = [
             (_product(row), float(score))
             for row, score in zip(rows, scores, strict=True)
@@ -98,15 +104,34 @@ class Store:
         ]
         return hits(query, found[:k])
 
-    def make_index(self, sample: int = 100, k: int = 10, seed: int = 0) -> float:
-        """An ANN index (IVF) for `search(approximate=True)`; returns its measured recall.
+    @property
+    def index(self) -> Approximation | None:
+        """The index for `search(approximate=True)` and what it was measured to find; None without one."""
+        return ann.saved(self.table)
 
-        That is the share of the exact `k` nearest neighbours of `sample` random products that it finds.
-        Raises ValueError below 100,000 rows, where exact search is fast.
+    def make_index(
+        self,
+        recall: float = 0.95,
+        kind: str = "ivf-pq",
+        queries: Sequence[Query] = (),
+        sample: int = 100,
+        k: int = 10,
+    ) -> Approximation:
+        """An index for `search(approximate=True)`, tuned to find the wished share of the exact `k` nearest.
+
+        `kind` is "ivf-pq", the smallest, "ivf-hnsw-sq" or "ivf-flat". What it finds is measured with
+        `queries`, or else with `sample` products as if they were queries, which are found more easily. Rows
+        added later are found at once. Raises ValueError below 100,000 rows, where exact search is fast, and
+        for a recall that is none.
         """
+        if not 0 < recall <= 1:
+            raise ValueError(f"recall is {recall}; wish for more than 0 and at most 1")
         table = self.table
-        table.make_index()
-        return recall(table, sample, k, seed)
+        ann.build(table, kind)
+        asked = encode(self.model, queries, self.format, UNKEPT) if queries else ann.sample(table, sample)
+        found = ann.tune(table, asked, recall, kind, k, "queries" if queries else "products")
+        ann.save(table, found)
+        return found
 
     def to_numpy(self) -> tuple[list[str], Float32[np.ndarray, "product dim"]]:
         """Ids, in order, and embeddings of all products."""
@@ -139,19 +164,6 @@ def open_store(uri: str | os.PathLike, model: Embedder, format: str | Format = "
     found = Store(address(uri), model, format)
     _ = found.table
     return found
-
-
-def recall(table: Table, sample: int = 100, k: int = 10, seed: int = 0) -> float:
-    """Share of the exact `k` nearest neighbours of `sample` random rows that the approximate search finds."""
-    _, own = table.to_numpy()
-    chosen = np.random.default_rng(seed).choice(len(own), min(sample, len(own)), replace=False)
-    found = []
-    for query in own[chosen]:
-        exact, near = (
-            {row.name for row in find(query, k)[0]} for find in (table.nearest, table.nearest_approximately)
-        )
-        found.append(len(exact & near) / len(exact))
-    return float(np.mean(found))
 
 
 def _product(row: Record) -> Product:

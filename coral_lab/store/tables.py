@@ -32,8 +32,8 @@ from coral_lab.store.topk import Prepared, top_k
 lancedb = require("lancedb", "store")
 
 VERSION = 1
+PRODUCTS = "kind = 'product'"
 MARKER = "coral_lab"  # the table that says of which version a store is
-ANN_FROM = 100_000  # rows; below, an exact search takes about a second
 _BATCH = 1024  # rows read at a time
 _TEXTS = ("row", "key", "kind", "id", "title", "class", "language", "country")
 
@@ -149,7 +149,7 @@ class Table:
     def database(self) -> Any:
         return _connect(self.uri)
 
-    def _turn(self):
+    def turn(self):
         """This process's turn to write. A killed process's lock is free again."""
         if not _is_local(self.uri):
             return nullcontext()
@@ -164,7 +164,39 @@ class Table:
 
     @property
     def exists(self) -> bool:
-        return self.name in _names(self.database)
+        return self.has(self.name)
+
+    def has(self, name: str) -> bool:
+        """Whether the store has a table of that name."""
+        return name in _names(self.database)
+
+    @property
+    def files(self) -> str:
+        """The address of the Lance dataset that the table is."""
+        return f"{self.uri.rstrip('/')}/{self.name}.lance"
+
+    def open(self, name: str) -> Any:
+        """Another table of the store, as it is now. Raises StoreError for one whose data lie elsewhere."""
+        return _open(self.database, self.uri, name)
+
+    def make(self, name: str, columns: pa.Schema) -> Any:
+        """A table of the store, made if it is not there."""
+        if not self.has(MARKER):
+            self.database.create_table(MARKER, pa.table({"version": [VERSION]}), exist_ok=True)
+        return self.database.create_table(name, schema=columns, exist_ok=True)
+
+    def make_own(self) -> None:
+        """This table, without rows, if it is not there."""
+        with self.turn():
+            self.make(self.name, schema(self.dim, self.space))
+
+    def names(self) -> set[str]:
+        """The names of all rows (`Record.name`)."""
+        return self._names_in(self._table()) if self.exists else set()
+
+    def batch(self, rows: Sequence[Record], vectors: Float32[np.ndarray, "row dim"]) -> pa.Table:
+        """Rows as the table has them."""
+        return _batch(rows, vectors, schema(self.dim, self.space))
 
     def _table(self):
         """The newest state. Raises StoreError for a table of another make."""
@@ -190,7 +222,7 @@ class Table:
 
     def batches(self, where: str | None = None) -> Iterator[pa.RecordBatch]:
         """All columns of the rows that meet `where`, some thousand at a time."""
-        return self._scan(schema(self.dim, self.space).names, where)
+        return self.scan(schema(self.dim, self.space).names, where)
 
     def find(self, keys: Sequence[str]) -> dict[str, Float32[np.ndarray, " dim"]]:
         """The vectors of those keys that are there."""
@@ -221,9 +253,9 @@ class Table:
         names = [row.name for row in rows]
         last = {name: i for i, name in enumerate(names)}
         keep = sorted(last.values())
-        batch = _batch([rows[i] for i in keep], vectors[keep], schema(self.dim, self.space))
+        batch = self.batch([rows[i] for i in keep], vectors[keep])
         try:
-            with self._turn():
+            with self.turn():
                 self._write(batch, set(last))
         except (OSError, RuntimeError) as error:
             if isinstance(error, StoreError):
@@ -235,18 +267,13 @@ class Table:
 
     def _write(self, batch: pa.Table, names: set[str]) -> None:
         if not self.exists:
-            self._create(batch.schema)
+            self.make(self.name, batch.schema)
         table = self._table()
         if _is_local(self.uri) and names.isdisjoint(self._names_in(table)):
             table.add(batch)  # nobody else writes now: no need to look for rows to replace
         else:
             merge = table.merge_insert("row").when_matched_update_all().when_not_matched_insert_all()
             merge.execute(batch)
-
-    def _create(self, columns: pa.Schema) -> None:
-        if MARKER not in _names(self.database):
-            self.database.create_table(MARKER, pa.table({"version": [VERSION]}), exist_ok=True)
-        self.database.create_table(self.name, schema=columns, exist_ok=True)
 
     @staticmethod
     def _names_in(table) -> set[str]:
@@ -261,41 +288,12 @@ class Table:
         ValueError for a condition that cannot be understood, StoreError for an empty table.
         """
         best: list[tuple[float, str]] = []
-        for batch in self._scan(["row", "vector"], where):
+        for batch in self.scan(["row", "vector"], where):
             scores, places = top_k(query[None], Prepared(matrix(batch["vector"]), LONGEST), k)
             names = batch["row"]
             best += [(-float(s), names[int(i)].as_py()) for s, i in zip(scores[0], places[0], strict=True)]
             best = sorted(best)[:k]
-        return self._rows([name for _, name in best]), np.array([-score for score, _ in best], np.float32)
-
-    def nearest_approximately(
-        self, query: Float32[np.ndarray, " dim"], k: int, where: str | None = None, probes: int = 20
-    ) -> tuple[list[Record], Float32[np.ndarray, " k"]]:
-        """As `nearest`, by the index that `make_index` made: candidates from `probes` of its cells, scored
-        exactly.
-        """
-        search = self._require().search(query, vector_column_name="vector").distance_type("dot")
-        search = search.nprobes(probes).refine_factor(10).limit(k).select(["row", "vector", "_distance"])
-        try:
-            found = (search.where(where, prefilter=True) if where else search).to_arrow()
-        except (RuntimeError, ValueError) as error:
-            raise ValueError(f"where is {where!r}, which cannot be understood ({error})") from error
-        check_rows(self.uri, found.select(["row", "vector"]))
-        scores = matrix(found["vector"]) @ query
-        order = sorted(range(len(scores)), key=lambda i: (-scores[i], found["row"][i].as_py()))
-        return self._rows([found["row"][i].as_py() for i in order]), scores[order].astype(np.float32)
-
-    def make_index(self) -> None:
-        """An IVF index for `nearest_approximately`. Raises ValueError below 100,000 rows: exact search is
-        fast there.
-        """
-        if len(self) < ANN_FROM:
-            raise ValueError(
-                f"{len(self):,} rows are searched exactly in about a second; an index is for {ANN_FROM:,} "
-                "or more"
-            )
-        with self._turn():
-            self._table().create_index("vector", config=lancedb.index.IvfFlat(distance_type="dot"))
+        return self.rows([name for _, name in best]), np.array([-score for score, _ in best], np.float32)
 
     def _require(self):
         if not self.exists:
@@ -304,10 +302,13 @@ class Table:
             )
         return self._table()
 
-    def _scan(self, columns: Sequence[str], where: str | None = None) -> Iterator[pa.RecordBatch]:
+    def scan(
+        self, columns: Sequence[str], where: str | None = None, size: int = _BATCH
+    ) -> Iterator[pa.RecordBatch]:
+        """Some columns of the rows that meet `where`, `size` rows at a time. Raises as `nearest` does."""
         scan = self._require().search().select(list(columns))
         try:
-            batches = (scan.where(where) if where else scan).to_batches(batch_size=_BATCH)
+            batches = (scan.where(where) if where else scan).to_batches(batch_size=size)
         except (RuntimeError, ValueError) as error:
             raise ValueError(
                 f'where is {where!r}, which cannot be understood ({error}); write SQL such as "class = '
@@ -322,14 +323,14 @@ class Table:
             check_rows(self.uri, batch)
             yield batch
 
-    def _rows(self, names: Sequence[str]) -> list[Record]:
+    def rows(self, names: Sequence[str]) -> list[Record]:
         """The rows of those names, in their order, without their vectors."""
         if not names:
             return []
         quoted = ", ".join("'" + name.replace("'", "''") + "'" for name in names)
         columns = [*_TEXTS, "attributes", "thumbnail"]
         found = {}
-        for batch in self._scan(columns, f"row IN ({quoted})"):
+        for batch in self.scan(columns, f"row IN ({quoted})"):
             for values in batch.to_pylist():
                 own = {
                     name: values[name]
@@ -347,7 +348,7 @@ class Table:
     def to_numpy(self, where: str | None = None) -> tuple[list[str], Float32[np.ndarray, "row dim"]]:
         """Ids and vectors of the rows that meet `where`, by id."""
         ids, parts = [], []
-        for batch in self._scan(["id", "vector"], where):
+        for batch in self.scan(["id", "vector"], where):
             ids += batch["id"].to_pylist()
             parts.append(matrix(batch["vector"]))
         order = sorted(range(len(ids)), key=ids.__getitem__)
@@ -365,7 +366,7 @@ class Table:
 
     def tidy(self) -> None:
         """Join the small files of many commits; searches get faster."""
-        with self._turn():
+        with self.turn():
             self._table().optimize()
 
 

@@ -22,7 +22,7 @@ import coral_lab as cl
 from coral_lab import Product, Settings, encode, load, open_store
 from coral_lab.errors import ItemError, StoreError
 from coral_lab.models import embedding, fingerprints
-from coral_lab.store.store import recall
+from coral_lab.store import approximate
 from coral_lab.store.tables import MARKER, Record, Table
 from coral_lab.store.topk import top_k
 from tests.conftest import noise
@@ -277,10 +277,11 @@ def test_the_approximate_index_is_for_many_rows_and_its_recall_is_measured(folde
     own = np.random.default_rng(0).standard_normal((3000, 8)).astype(np.float32)
     table.commit(rows(*map(str, range(3000))), own / np.linalg.norm(own, axis=1, keepdims=True))
     with pytest.raises(ValueError, match="100,000 or more"):
-        table.make_index()
-    monkeypatch.setattr("coral_lab.store.tables.ANN_FROM", 1000)
-    table.make_index()
-    assert recall(table, sample=20) > 0.8
+        approximate.build(table)
+    monkeypatch.setattr(approximate, "FROM", 1000)
+    approximate.build(table)
+    found = approximate.tune(table, approximate.sample(table, 20), 0.9, "ivf-pq")
+    assert found.recall.mean >= 0.9
 
 
 def test_what_is_no_store_or_another_version_is_an_error(random_model, shop, tmp_path):
