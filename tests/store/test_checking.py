@@ -121,7 +121,7 @@ def test_a_row_under_another_s_name_is_refused(table):
 def test_a_table_that_refers_to_another_folder_is_refused(table, tmp_path):
     """LanceDB's own shallow copy: it reads the other folder's rows."""
     other = Table(str(tmp_path / "other"), "table", 4, {"model": "toy"})
-    other._create(schema(4, other.space))
+    other.make_own()
     database = lancedb.connect(other.uri)
     database.drop_table("table")
     copy = database.clone_table("table", os.path.join(table.uri, "table.lance"), is_shallow=True)
