@@ -19,9 +19,8 @@ from jaxtyping import Float32
 from coral_lab.errors import StoreError, require
 from coral_lab.metrics import Estimate, estimate
 from coral_lab.sources.border import brief
-from coral_lab.store.checking import LONGEST, check_rows, matrix
+from coral_lab.store.checking import check_rows, matrix
 from coral_lab.store.tables import PRODUCTS, Record, Table
-from coral_lab.store.topk import Prepared, top_k
 
 FROM = 100_000
 """Rows; below, an exact search takes about a second."""
@@ -75,7 +74,7 @@ def build(table: Table, kind: str = "ivf-pq") -> None:
     if (count := len(table)) < FROM:
         problem = f"{count:,} rows are searched exactly in about a second"
         raise ValueError(f"{problem}; an index is for {FROM:,} or more")
-    own, bitmap = table.open(table.name), require("lancedb.index", "store").Bitmap()
+    own, bitmap = table.opened(), require("lancedb.index", "store").Bitmap()
     with table.turn():
         own.create_index("vector", config=_config(kind, count, table.dim))
         own.create_index("kind", config=bitmap)  # what a pool's searches are over
@@ -85,11 +84,10 @@ KINDS = ("ivf-pq", "ivf-hnsw-sq", "ivf-flat")
 
 
 def _config(kind: str, rows: int, dim: int) -> Any:
-    """A cell has about √rows rows; a vector of up to 512 dimensions takes a byte for every four of them."""
-    index = require("lancedb.index", "store")
+    """A vector of up to 512 dimensions takes a byte for every four of them, a longer one for every eight."""
+    index, cells = require("lancedb.index", "store"), _cells(kind, rows)
     if kind == "ivf-hnsw-sq":
-        return index.HnswSq(distance_type="dot", num_partitions=max(1, rows // 500_000))
-    cells = max(1, isqrt(rows))
+        return index.HnswSq(distance_type="dot", num_partitions=cells)
     if kind == "ivf-flat":
         return index.IvfFlat(distance_type="dot", num_partitions=cells)
     most = dim // (4 if dim <= 512 else 8)
@@ -101,7 +99,7 @@ def nearest(
     table: Table, query: Float32[np.ndarray, " dim"], k: int, where: str | None, effort: Effort
 ) -> tuple[list[Record], Float32[np.ndarray, " k"]]:
     """As `Table.nearest`, by the index: candidates of all that meet `where`, scored exactly."""
-    names, scores = _search(table, table.open(table.name), query, k, where, effort)
+    names, scores = _search(table, table.opened(), query, k, where, effort)
     return table.rows(names), scores
 
 
@@ -126,14 +124,7 @@ def exact(
     table: Table, queries: Float32[np.ndarray, "query dim"], k: int, where: str | None = None
 ) -> list[list[str]]:
     """The names of each query's `k` nearest rows, best first: all rows are read once for all queries."""
-    best: list[list[tuple[float, str]]] = [[] for _ in queries]
-    for batch in table.scan(["row", "vector"], where, VECTORS):
-        scores, places = top_k(queries, Prepared(matrix(batch["vector"]), LONGEST), k)
-        names = batch["row"]
-        for own, values, rows in zip(best, scores, places, strict=True):
-            own += [(-float(s), names[int(i)].as_py()) for s, i in zip(values, rows, strict=True)]
-            own[:] = sorted(own)[:k]
-    return [[name for _, name in own] for own in best]
+    return [[name for _, name in own] for own in table.best(queries, k, where, VECTORS)]
 
 
 def tune(
@@ -147,7 +138,7 @@ def tune(
     """The least effort with which an index finds the wished share of the exact `k` nearest products; the most
     that there is if none does, and its recall says so. (Six parameters, as `Store.make_index` has them.)
     """
-    truth, opened, rows = exact(table, queries, k, PRODUCTS), table.open(table.name), len(table)
+    truth, opened, rows = exact(table, queries, k, PRODUCTS), table.opened(), len(table)
     started = time.perf_counter()
     for query in queries[:TIMED]:
         table.nearest(query, k, PRODUCTS)
@@ -163,28 +154,30 @@ def tune(
         share = estimate(np.array(shares))
         return Approximation(kind, rows, k, asked, effort, share, float(np.median(seconds)), exact_seconds)
 
-    found = measured(Effort(_most_probes(kind, rows), REFINES[-1]))
-    for probes in _probes(kind, rows):
-        if (tried := measured(Effort(probes, REFINES[-1]))).recall.mean >= wished:
-            found = tried
+    for probes in _probes(_cells(kind, rows)):
+        found = measured(Effort(probes, REFINES[-1]))
+        if found.recall.mean >= wished:
             break
+    enough = min(wished, found.recall.mean)
     for refine in REFINES[:-1]:
-        if (tried := measured(Effort(found.effort.probes, refine))).recall.mean >= min(
-            wished, found.recall.mean
-        ):
+        tried = measured(Effort(probes, refine))
+        if tried.recall.mean >= enough:
             return tried
     return found
 
 
-def _most_probes(kind: str, rows: int) -> int:
+def _cells(kind: str, rows: int) -> int:
+    """Of an index: √rows, of graphs (HNSW) a few."""
     return max(1, rows // 500_000 if kind == "ivf-hnsw-sq" else isqrt(rows))
 
 
-def _probes(kind: str, rows: int) -> Iterator[int]:
-    probes, most = 4, _most_probes(kind, rows)
-    while probes < most:
+def _probes(cells: int) -> Iterator[int]:
+    """4, 8, … and all of them at last."""
+    probes = 4
+    while probes < cells:
         yield probes
         probes *= 2
+    yield cells
 
 
 SAVED = pa.schema([("index", pa.string())])
@@ -220,7 +213,7 @@ def _name(table: Table) -> str:
 
 def sample(table: Table, count: int, seed: int = 0) -> Float32[np.ndarray, "query dim"]:
     """Vectors of so many random products."""
-    opened = table.open(table.name)
+    opened = table.opened()
     known = opened.search().where(PRODUCTS).select(["kind"]).with_row_id(True).to_arrow()["_rowid"].to_numpy()
     chosen = np.random.default_rng(seed).choice(known, min(count, len(known)), replace=False)
     rows = opened.take_row_ids(sorted(map(int, chosen))).select(["row", "vector"]).to_arrow()

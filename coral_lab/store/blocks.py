@@ -229,7 +229,8 @@ def commit(table: Table, blocks: Sequence[Block]) -> list[Done]:
     """Make all blocks rows of the table in one step, and forget their marks. Raises StoreError if one is not
     done.
 
-    Two runs of one job may both come here: marks are read anew, in turn, and the second finds all there.
+    Of two runs of one job that both come here the second finds its marks gone, and is told to run again: then
+    all products are there.
     """
     marks = Marks(table)
     with table.turn():

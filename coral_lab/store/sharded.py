@@ -68,7 +68,8 @@ def encode_sharded(
 
     `model` is a name that `cl.load` takes, or a function that loads one: each worker has its own. `data` are
     products, which are sent to the workers, or a `Source`, which they open themselves. A product whose id has
-    a row is left as it is; `Store.add` looks whether it changed. Raises what `cl.encode` does, and StoreError
+    a row is left as it is, and so is a block that was done before a picture of it changed; `Store.add` looks
+    whether they did. Raises what `cl.encode` does, and StoreError
     where the store cannot be written.
     """
     given = data.products if isinstance(data, Dataset) else data

@@ -287,15 +287,30 @@ class Table:
         Exact, and in little memory: rows are read batch by batch. Ties go to the lower row name. Raises
         ValueError for a condition that cannot be understood, StoreError for an empty table.
         """
-        best: list[tuple[float, str]] = []
-        for batch in self.scan(["row", "vector"], where):
-            scores, places = top_k(query[None], Prepared(matrix(batch["vector"]), LONGEST), k)
-            names = batch["row"]
-            best += [(-float(s), names[int(i)].as_py()) for s, i in zip(scores[0], places[0], strict=True)]
-            best = sorted(best)[:k]
+        (best,) = self.best(query[None], k, where)
         return self.rows([name for _, name in best]), np.array([-score for score, _ in best], np.float32)
 
-    def _require(self):
+    def best(
+        self,
+        queries: Float32[np.ndarray, "query dim"],
+        k: int,
+        where: str | None = None,
+        size: int = _BATCH,
+    ) -> list[list[tuple[float, str]]]:
+        """Score, turned round, and row name of each query's `k` best, best first: all rows are read once for
+        all queries, `size` at a time.
+        """
+        best: list[list[tuple[float, str]]] = [[] for _ in queries]
+        for batch in self.scan(["row", "vector"], where, size):
+            scores, places = top_k(queries, Prepared(matrix(batch["vector"]), LONGEST), k)
+            names = batch["row"]
+            for own, values, rows in zip(best, scores, places, strict=True):
+                own += [(-float(s), names[int(i)].as_py()) for s, i in zip(values, rows, strict=True)]
+                own[:] = sorted(own)[:k]
+        return best
+
+    def opened(self) -> Any:
+        """The newest state. Raises StoreError for a table without rows, or of another make."""
         if not self.exists:
             raise StoreError(
                 f"{self.uri!r} has no vectors of {self.space.get('model')}; encode something into it first"
@@ -306,7 +321,7 @@ class Table:
         self, columns: Sequence[str], where: str | None = None, size: int = _BATCH
     ) -> Iterator[pa.RecordBatch]:
         """Some columns of the rows that meet `where`, `size` rows at a time. Raises as `nearest` does."""
-        scan = self._require().search().select(list(columns))
+        scan = self.opened().search().select(list(columns))
         try:
             batches = (scan.where(where) if where else scan).to_batches(batch_size=size)
         except (RuntimeError, ValueError) as error:

@@ -70,7 +70,7 @@ def test_ray_writes_what_this_process_writes_and_says_what_is_wrong(ray, tmp_pat
         encode_sharded(Letters, PRODUCTS, tmp_path / "many", Engine("ray", workers=9), QUIET)
 
 
-def kill_a_worker(folder, diary, killed: list) -> None:
+def kill_a_worker(diary, killed: list) -> None:
     """As soon as some blocks are done."""
     while not (diary.exists() and len(diary.read_text().splitlines()) > 12):
         time.sleep(0.05)
@@ -81,7 +81,7 @@ def kill_a_worker(folder, diary, killed: list) -> None:
 @pytest.mark.slow
 def test_a_killed_worker_s_blocks_are_done_by_another(ray, tmp_path):
     diary, killed = tmp_path / "diary.txt", []
-    killer = threading.Thread(target=kill_a_worker, args=(tmp_path, diary, killed))
+    killer = threading.Thread(target=kill_a_worker, args=(diary, killed))
     killer.start()
     make = partial(Letters, 0.1, str(diary))
     encode_sharded(make, PRODUCTS, tmp_path / "store", Engine("ray", 2, block=4), QUIET)
