@@ -1,7 +1,7 @@
 """Measuring how well a pool is searched: ranked results, metrics with intervals, breakdowns."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -56,7 +56,8 @@ class Result:
 
     A row is -1 and its score NaN where the pool has no more. `skipped` are queries that could not be used, if
     that was allowed, and `skipped_products` what the pool went without; they are not among `queries` and
-    `products`.
+    `products`. Of a store `products` are only those that were ranked or have a part in a query, of the
+    `stored` ones; `searched` says how, if not exactly.
     """
 
     model: str
@@ -67,6 +68,13 @@ class Result:
     format: str = "seq"
     skipped: tuple[ItemError, ...] = ()
     skipped_products: tuple[ItemError, ...] = ()
+    searched: str = ""
+    stored: int | None = None
+
+    @property
+    def pool(self) -> int:
+        """How many products were searched."""
+        return len(self.products) if self.stored is None else self.stored
 
     @cached_property
     def ids(self) -> np.ndarray:
@@ -135,14 +143,15 @@ class Result:
 
     @property
     def note(self) -> str:
-        """What unjudged hits mean for these metrics, in a sentence; "" where all are judged, or none is."""
+        """How it was searched, if not exactly, and what unjudged hits mean for these metrics, if some are."""
+        sentences = [f"Searched by {self.searched}."] if self.searched else []
         known = self.metrics.get("judged@10")
-        if known is None or known.mean == 1:
-            return ""
-        return (
-            f"An unjudged hit counts as wrong: judged@10 is {known.mean:.2f}, so R@k, MRR@10 and nDCG@10 say "
-            "what is known, not what would be found; condensed nDCG@10 leaves unjudged hits out."
-        )
+        if known is not None and known.mean < 1:
+            sentences.append(
+                f"An unjudged hit counts as wrong: judged@10 is {known.mean:.2f}, so R@k, MRR@10 and nDCG@10 "
+                "say what is known, not what would be found; condensed nDCG@10 leaves unjudged hits out."
+            )
+        return " ".join(sentences)
 
     def by(self, group: str) -> pd.DataFrame:
         """Metrics by "language", "class", "attribute" or "conditions"; a query counts for each attribute it
@@ -199,7 +208,7 @@ class Result:
             "metrics": {name: value.mean for name, value in self.metrics.items()},
             "intervals": {name: [value.low, value.high] for name, value in self.metrics.items()},
             "n_queries": len(self.queries),
-            "pool": len(self.products),
+            "pool": self.pool,
             "model": self.model,
             "format": self.format,
             "skipped": [str(error) for error in self.skipped],
@@ -215,7 +224,7 @@ class Result:
 
     def __repr__(self) -> str:
         head = (
-            f"{one_line(self.model)}: {len(self.queries):,} queries over {len(self.products):,} products, "
+            f"{one_line(self.model)}: {len(self.queries):,} queries over {self.pool:,} products, "
             "95% intervals"
         )
         counts = {"queries": len(self.skipped), "products": len(self.skipped_products)}
@@ -318,14 +327,30 @@ def asked(
     With `on_error` "skip" queries that cannot be read, and those without a positive in the pool, are left out
     and listed. Raises ValueError for no queries and as `metric_names` does, ItemError for such a query.
     """
-    queries, settings = tuple(queries), settings or index.settings
+    found = read_queries(
+        index.model, index.row_of, queries, format or index.format, settings or index.settings
+    )
+    return Asked(index, *found)
+
+
+def read_queries(
+    model: Embedder,
+    pool: Container[str],
+    queries: Iterable[Query],
+    format: str | Format,
+    settings: Settings,
+) -> tuple[tuple[Query, ...], Float32[np.ndarray, "query dim"], str, tuple[ItemError, ...]]:
+    """Queries that have a positive in a `pool` of ids, their embeddings, how they were worded, and what was
+    left out. Raises as `asked` does.
+    """
+    queries = tuple(queries)
     if not queries:
         raise ValueError("0 queries are given; give one, or sample some: cl.dataset(…, sample=500)")
     metric_names(queries)
-    answered, skipped = _with_answers(index, queries)
+    answered, skipped = _with_answers(pool, queries)
     if skipped and settings.on_error == "raise":
         raise skipped[0]
-    found = encode_all(index.model, answered, format or index.format, settings)
+    found = encode_all(model, answered, format, settings)
     gone = {i for i, _ in found.skipped}
     kept = [i for i in range(len(answered)) if i not in gone]
     skipped += [error for _, error in found.skipped]
@@ -334,14 +359,14 @@ def asked(
             f"none of {len(queries)} queries can be used ({skipped[0]}); give at least one that can"
         )
     chosen = tuple(answered[i] for i in kept)
-    name = read_as(chosen, format or index.format, family_of(index.model))
-    return Asked(index, chosen, found.embeddings[kept], name, tuple(skipped))
+    name = read_as(chosen, format, family_of(model))
+    return chosen, found.embeddings[kept], name, tuple(skipped)
 
 
-def _with_answers(index: Index, queries: Sequence[Query]) -> tuple[list[Query], list[ItemError]]:
+def _with_answers(pool: Container[str], queries: Sequence[Query]) -> tuple[list[Query], list[ItemError]]:
     answered, skipped = [], []
     for query in queries:
-        if any(id in index.row_of for id in query.positives):
+        if any(id in pool for id in query.positives):
             answered.append(query)
         else:
             problem = f"none of its {len(query.positives)} positives is in the pool; check the split"

@@ -300,6 +300,46 @@ def test_a_model_is_trained_on_a_folder_of_merits_files_and_goes_on(random_folde
     assert "was made with batches mixed, and now it is closer" in capsys.readouterr().err
 
 
+def test_a_store_is_searched_by_an_index_of_the_wished_recall(
+    random_folder, shop, tmp_path, capsys, monkeypatch
+):
+    folder, store = tmp_path / "merit", str(tmp_path / "store")
+    write_merit(shop, folder, "test", limit=12)
+    words = [
+        "evaluate",
+        "--data",
+        str(folder),
+        "--model",
+        str(random_folder),
+        "--store",
+        store,
+        "--limit",
+        "12",
+    ]
+    assert main([*words, "--recall", "0.9"]) == 2
+    assert "has no products of" in capsys.readouterr().err
+    assert main(words) == 0  # encodes them all
+    exact = capsys.readouterr().out
+    assert main([*words, "--recall", "0.9"]) == 2
+    assert "an index is for 100,000 or more" in capsys.readouterr().err
+    monkeypatch.setattr("coral_lab.store.approximate.FROM", 10)
+    open_store(store, load(random_folder)).make_index(1.0, "ivf-flat")
+    assert main([*words, "--recall", "0.9"]) == 0
+    said = capsys.readouterr().out
+    assert "Searched by ivf-flat" in said
+    assert "recall@10 1.000" in said
+    rates = [line for line in exact.splitlines() if line.startswith("  R@")]
+    assert rates
+    assert all(line in said for line in rates), "by all that exact search finds"
+    assert main([*words, "--recall", "0.9", "--diagnose"]) == 2
+    assert "leave one out" in capsys.readouterr().err
+    assert main(["evaluate", "--recall", "0.9", "--store", "", *words[1:5]]) == 2
+    assert "name one with --store" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*words, "--recall", "1.5"])
+    assert "1.5 is no share above 0 and up to 1" in capsys.readouterr().err
+
+
 def test_a_diagnosis_follows_the_result(random_folder, shop, tmp_path, capsys):
     folder = tmp_path / "merit"
     write_merit(shop, folder, "test", limit=12)

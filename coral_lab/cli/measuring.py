@@ -10,8 +10,13 @@ from coral_lab.cli.options import data_of, loaded, make_parent, say, say_skipped
 from coral_lab.sources.files import csv_text, fresh_file, write_text
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from coral_lab.evaluation import Result
+    from coral_lab.models.protocol import Embedder
+    from coral_lab.query import Query
     from coral_lab.retrieval import Index
+    from coral_lab.store.store import Store
 
 DESIGNED = ("length", "selection", "objectives", "ladder", "variants", "unseen")
 TRAINED, ASKED = (
@@ -21,6 +26,8 @@ TRAINED, ASKED = (
         *("binding", "composition", "interaction", "scores"),
     ),
 )
+INDEXED_BY = 100
+"""Queries by which an index is tuned."""
 CHOICES = ("references", "pixels", "wording", "input", "dtype", "positives")
 
 
@@ -40,6 +47,8 @@ def evaluate(options) -> None:
     format_of(options.format)  # before a checkpoint is loaded
     if options.diagnose and options.attributes:
         raise ValueError("--attributes asks no queries and --diagnose is about them; give one of the two")
+    if options.recall is not None and (options.attributes or options.diagnose):
+        raise ValueError("--recall searches a store, and --attributes and --diagnose do not; leave one out")
     shop = data_of(options)
     if not options.attributes:
         metric_names(shop.queries[: options.limit])
@@ -54,10 +63,15 @@ def evaluate(options) -> None:
             write_text(options.csv, csv_text(table.round(4)))
         return
     started = time.perf_counter()
-    pool = index(model, shop.products, options.format, settings_of(options))
-    say_skipped(pool.skipped)
-    exclude = not options.keep_references
-    result = pool.evaluate(shop.queries[: options.limit], exclude_references=exclude)
+    asked, exclude = shop.queries[: options.limit], not options.keep_references
+    if options.recall is None:
+        pool = index(model, shop.products, options.format, settings_of(options))
+        say_skipped(pool.skipped)
+        result = pool.evaluate(asked, exclude_references=exclude)
+    else:
+        result = _of_store(model, asked, options).evaluate(
+            asked, exclude_references=exclude, approximate=True
+        )
     say_skipped(result.skipped)
     say(result)
     print(
@@ -78,6 +92,24 @@ def evaluate(options) -> None:
     if options.csv:
         make_parent(options.csv)
         result.write_csv(options.csv)
+
+
+def _of_store(model: "Embedder", queries: "Sequence[Query]", options) -> "Store":
+    """The store that is named, with an index that finds what is wished for, as far as one can."""
+    from coral_lab.store.store import open_store
+
+    settings = settings_of(options)
+    if not settings.place:
+        raise ValueError("--recall searches a store; name one with --store")
+    store = open_store(settings.place, model, options.format)
+    if not len(store):
+        problem = f"{settings.place} has no products of {model.name}"
+        raise ValueError(f"{problem}; `coral-lab encode --engine local` puts them there")
+    own = store.index
+    if own is None or own.recall.mean < options.recall:
+        own = store.make_index(options.recall, queries=queries[:INDEXED_BY])
+    say(own)
+    return store
 
 
 def _diagnose(pool: "Index", result: "Result") -> dict[str, object]:

@@ -6,7 +6,7 @@ from io import TextIOWrapper
 from pathlib import Path
 
 from coral_lab.cli import learning, making, measuring
-from coral_lab.cli.options import positive
+from coral_lab.cli.options import positive, share
 from coral_lab.errors import WorkbenchError, one_line
 from coral_lab.sources.files import check_can_be_written
 
@@ -53,6 +53,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument(
         "--keep-references", action="store_true", help="do not leave a query's references out"
+    )
+    evaluate.add_argument(
+        "--recall",
+        type=share,
+        metavar="SHARE",
+        help="search the store that holds all products by an index that finds so much of what exact search "
+        "does, 0.95 say; it is made if there is none",
     )
     evaluate.add_argument("--json", type=Path, help="write the metrics here")
     evaluate.add_argument("--run", type=Path, help="write the ranking here, in TREC's format")

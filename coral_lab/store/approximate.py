@@ -38,6 +38,9 @@ class Effort:
     probes: int = 20
     refine: int = 10
 
+    def __str__(self) -> str:
+        return f"{self.probes} probes, refine {self.refine}"
+
 
 @dataclass(frozen=True)
 class Approximation:
@@ -55,9 +58,7 @@ class Approximation:
     exact_seconds: float
 
     def __repr__(self) -> str:
-        what = (
-            f"{self.kind} over {self.rows:,} rows, {self.effort.probes} probes, refine {self.effort.refine}"
-        )
+        what = f"{self.kind} over {self.rows:,} rows, {self.effort}"
         found = f"recall@{self.k} {self.recall} over {self.recall.n} {self.asked}"
         times = (
             f"{self.seconds * 1e3:.1f} ms a search, {self.exact_seconds / self.seconds:.1f} × exact search"
@@ -101,6 +102,15 @@ def nearest(
     """As `Table.nearest`, by the index: candidates of all that meet `where`, scored exactly."""
     names, scores = _search(table, table.opened(), query, k, where, effort)
     return table.rows(names), scores
+
+
+def ranked(
+    table: Table, queries: Float32[np.ndarray, "query dim"], k: int, where: str | None, effort: Effort
+) -> list[list[tuple[float, str]]]:
+    """As `Table.best`, by the index: score, turned round, and row name of each query's `k` best."""
+    opened = table.opened()
+    found = (_search(table, opened, query, k, where, effort) for query in queries)
+    return [[(-float(score), name) for name, score in zip(*own, strict=True)] for own in found]
 
 
 def _search(

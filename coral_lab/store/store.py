@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +20,9 @@ from coral_lab.store import approximate as ann
 from coral_lab.store.approximate import Approximation
 from coral_lab.store.keeping import table_of
 from coral_lab.store.tables import PRODUCTS, Record, Table, address, schema
+
+if TYPE_CHECKING:
+    from coral_lab.evaluation import Result
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ class Store:
         else:
             rows, scores = table.nearest(embedding, count, condition)
         found = [
-            (_product(row), float(score))
+            (product_of(row), float(score))
             for row, score in zip(rows, scores, strict=True)
             if row.id not in gone
         ]
@@ -133,6 +136,26 @@ class Store:
         ann.save(table, found)
         return found
 
+    def evaluate(
+        self,
+        queries: Iterable[Query],
+        k: int = 100,
+        *,
+        exclude_references: bool = True,
+        approximate: bool = False,
+        settings: Settings = UNKEPT,
+    ) -> "Result":
+        """Rank the whole store for every query, to depth `k`, and measure it as `evaluation.measure` does.
+
+        Exact; `approximate` uses the index that `make_index` made, and the result says what that finds of the
+        exact nearest, by up to 100 of these queries. All rows are read once, and those that were found kept,
+        with their thumbnails. Raises as `evaluation.measure` does, and StoreError without an index.
+        """
+        from coral_lab.store.evaluating import evaluate
+
+        asked = tuple(queries)
+        return evaluate(self, asked, k, exclude_references, approximate, settings)
+
     def to_numpy(self) -> tuple[list[str], Float32[np.ndarray, "product dim"]]:
         """Ids, in order, and embeddings of all products."""
         return self.table.to_numpy(PRODUCTS)
@@ -166,7 +189,8 @@ def open_store(uri: str | os.PathLike, model: Embedder, format: str | Format = "
     return found
 
 
-def _product(row: Record) -> Product:
+def product_of(row: Record) -> Product:
+    """The product that a row is of, its picture a thumbnail."""
     attributes: dict[str, tuple[str, ...]] = {}
     for fact in row.attributes:
         name, _, value = fact.partition("=")

@@ -118,6 +118,11 @@ def _names(database: Any) -> list[str]:
     return list(database.list_tables(limit=10_000).tables)
 
 
+def among(names: Sequence[str]) -> str:
+    """SQL's condition for the rows of those names."""
+    return "row IN ({})".format(", ".join("'" + name.replace("'", "''") + "'" for name in names))
+
+
 def _others(folder: Path) -> bool:
     return any(entry.name != LOCK for entry in folder.iterdir())
 
@@ -340,12 +345,8 @@ class Table:
 
     def rows(self, names: Sequence[str]) -> list[Record]:
         """The rows of those names, in their order, without their vectors."""
-        if not names:
-            return []
-        quoted = ", ".join("'" + name.replace("'", "''") + "'" for name in names)
-        columns = [*_TEXTS, "attributes", "thumbnail"]
-        found = {}
-        for batch in self.scan(columns, f"row IN ({quoted})"):
+        columns, found = [*_TEXTS, "attributes", "thumbnail"], {}
+        for batch in self.scan(columns, among(names)) if names else ():
             for values in batch.to_pylist():
                 own = {
                     name: values[name]
