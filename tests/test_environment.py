@@ -17,6 +17,8 @@ PROJECT = tomllib.loads(Path("pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 EVERY = [*PROJECT["dependencies"], *(line for lines in EXTRAS.values() for line in lines)]
 REQUIREMENTS = [own for own in map(Requirement, EVERY) if own.name != "coral-lab"]
+UNTESTED = {"vllm"}
+"""What our tests put a stand-in for (tests/store/test_vllm.py): no version of it is known to fit."""
 
 
 def canonical(name: str) -> str:
@@ -51,7 +53,7 @@ def test_what_the_user_fixed_is_there():
 def test_the_base_is_small_and_all_brings_every_extra_that_a_user_wants():
     assert len(PROJECT["dependencies"]) <= 19
     (whole,) = map(Requirement, EXTRAS["all"])
-    assert whole.extras == EXTRAS.keys() - {"all", "cluster", "dev", "docs"}
+    assert whole.extras == EXTRAS.keys() - {"all", "cluster", "dev", "docs", "vllm"}
 
 
 def test_dependencies_have_lower_bounds_and_transformers_an_upper_one():
@@ -65,8 +67,10 @@ def test_tested_versions_satisfy_the_bounds():
         line.split("==") for line in Path("tests/constraints.txt").read_text().splitlines() if "==" in line
     )
     tested = {canonical(name): Version(version) for name, version in tested.items()}
+    assert not tested.keys() & UNTESTED
     for requirement in REQUIREMENTS:
-        assert tested[canonical(requirement.name)] in requirement.specifier, requirement
+        if requirement.name not in UNTESTED:
+            assert tested[canonical(requirement.name)] in requirement.specifier, requirement
 
 
 ALIASES = {

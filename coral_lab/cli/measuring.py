@@ -199,6 +199,8 @@ def _encode_sharded(options) -> None:
     added = encode_sharded(make, source, settings.place, engine, settings)
     if os.environ.get("RANK", "0") == "0":
         say_skipped((*source.skipped, *added.skipped))
+        if added.check:
+            say(added.check)
         say(f"{added.products:,} products in {settings.place}")
 
 

@@ -91,7 +91,9 @@ def _parser() -> argparse.ArgumentParser:
     encode.add_argument("--out", type=Path, help="FILE.npy or FILE.parquet; may be left out with a store")
     sharded = encode.add_argument_group("with many workers, into --store; what is stopped goes on")
     sharded.add_argument(
-        "--engine", choices=("local", "torchrun", "ray"), help="torchrun starts this command"
+        "--engine",
+        choices=("local", "torchrun", "ray", "vllm"),
+        help="torchrun starts this command; vllm has to agree with local on a sample",
     )
     sharded.add_argument("--workers", type=positive, help="for ray: so many, a GPU each if there are any")
     sharded.add_argument(

@@ -225,24 +225,38 @@ def _done(uri: str, row: Mapping[str, Any]) -> Done:
     return Done(row["block"], row["fragments"], row["rows"], skipped)
 
 
-def commit(table: Table, blocks: Sequence[Block]) -> list[Done]:
+def commit(table: Table, blocks: Sequence[Block], source: Source, version: int) -> list[Done]:
     """Make all blocks rows of the table in one step, and forget their marks. Raises StoreError if one is not
     done.
 
-    Of two runs of one job that both come here the second finds its marks gone, and is told to run again: then
-    all products are there.
+    If the table is no longer of the `version` that the blocks were planned for, those with a product that has
+    a row by now are left out: what is not returned is to be planned again. Of two runs of one job that both
+    come here the second finds its marks gone, and is told to run again: then all products are there. (At an
+    object store's address nobody takes turns, and what is added in this very moment is not seen.)
     """
     marks = Marks(table)
     with table.turn():
         found = marks.read()
-        done = [found[block.name] for block in blocks if block.name in found]
-        if missing := len(blocks) - len(done):
+        if missing := sum(block.name not in found for block in blocks):
             raise StoreError(
                 f"{table.uri!r}: {missing:,} of {len(blocks):,} blocks are not done; run it again"
             )
+        if table.opened().version != version:
+            blocks = _free(blocks, source, table.names())
+        done = [found[block.name] for block in blocks]
         append(table, [own for one in done for own in json.loads(one.fragments)])
         marks.drop()
     return done
+
+
+def _free(blocks: Sequence[Block], source: Source, there: set[str]) -> list[Block]:
+    """The blocks none of whose products has a row."""
+    products = source.products
+    return [
+        block
+        for block in blocks
+        if there.isdisjoint(Record("", "product", products[place].id).name for place in block.places)
+    ]
 
 
 def append(table: Table, fragments: Sequence[dict]) -> None:

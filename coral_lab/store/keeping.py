@@ -70,7 +70,7 @@ class Keeper:
     def look_up(self, embeddings: np.ndarray, refuse: Callable[[int, ItemError], None]) -> None:
         for i, own in list(self.asked.items()):
             try:
-                self.keys[i] = _key(self.items[i], own)
+                self.keys[i] = row_key(self.items[i], own)
             except ItemError as error:
                 refuse(i, error)
         found = self.table.find(list(self.keys.values()))
@@ -113,7 +113,7 @@ class Keeper:
         return made or jpeg(item.image, self.asked[i].name, THUMBNAIL)
 
 
-def _key(item: Item | Any, own: Prompt | Conversation) -> str:
+def row_key(item: Item | Any, own: Prompt | Conversation) -> str:
     """A product's is also of what the store tells about it, so that a changed fact makes a new record."""
     content = own.identity
     if not isinstance(item, Product):

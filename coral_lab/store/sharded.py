@@ -1,5 +1,5 @@
 """Encoding a catalogue into a store with many workers, on engines that exist: this process, processes that
-`torchrun` started, or Ray.
+`torchrun` started, Ray, or vLLM.
 
 Whatever stops in the middle, the same call goes on with the blocks that are not done.
 """
@@ -23,7 +23,10 @@ from coral_lab.store.keeping import table_of
 from coral_lab.store.store import Added
 from coral_lab.store.tables import PRODUCTS, Table, address
 
-ENGINES = ("local", "torchrun", "ray")
+ENGINES = ("local", "torchrun", "ray", "vllm")
+SAMPLE = 32
+"""Products that vLLM is checked with."""
+
 POLL = 0.5
 """Seconds between two looks at what other processes have done."""
 
@@ -33,8 +36,9 @@ Work = Callable[[Sequence[Block]], Iterator[Done]]
 
 @dataclass(frozen=True)
 class Engine:
-    """Who does the work: this process ("local"), the processes that `torchrun` started, or "ray" with so many
-    `workers`, which hold a model each and take `gpus` each, by default one if there is any. A `block` is what
+    """Who does the work: this process ("local"), the processes that `torchrun` started, "ray" with so many
+    `workers`, which hold a model each and take `gpus` each, by default one if there is any; or this process
+    by "vllm", let in if it agrees with our own encoder on a `sample` of so many products. A `block` is what
     a kill may cost a worker: 256 products by default, more of a large catalogue. Raises ValueError for what
     does not go together.
     """
@@ -43,6 +47,7 @@ class Engine:
     workers: int = 1
     gpus: float | int | None = None
     block: int | None = None
+    sample: int = SAMPLE
 
     def __post_init__(self) -> None:
         if self.name not in ENGINES:
@@ -55,6 +60,10 @@ class Engine:
             raise ValueError(
                 f"workers and gpus are for ray, and the engine is {self.name}; torchrun says its own"
             )
+        if self.sample < 1:
+            raise ValueError(f"engine has a sample of {self.sample} products; it is 1 or more")
+        if self.name != "vllm" and self.sample != SAMPLE:
+            raise ValueError(f"sample is for vllm, and the engine is {self.name}; leave it out")
 
 
 def encode_sharded(
@@ -69,8 +78,8 @@ def encode_sharded(
     `model` is a name that `cl.load` takes, or a function that loads one: each worker has its own. `data` are
     products, which are sent to the workers, or a `Source`, which they open themselves. A product whose id has
     a row is left as it is, and so is a block that was done before a picture of it changed; `Store.add` looks
-    whether they did. Raises what `cl.encode` does, and StoreError
-    where the store cannot be written.
+    whether they did. Raises what `cl.encode` does, StoreError where the store cannot be written, and
+    ModelMismatchError where vLLM's embeddings are not our own encoder's.
     """
     given = data.products if isinstance(data, Dataset) else data
     source = given if isinstance(given, Source) else Source(given=given)
@@ -80,6 +89,10 @@ def encode_sharded(
         from coral_lab.store.ray_engine import with_ray
 
         return with_ray(job, engine)
+    if engine.name == "vllm":
+        from coral_lab.store.vllm_engine import with_vllm
+
+        return with_vllm(job, engine)
     own = make()
     table = table_of(job.store, own)
     rank, count = _place() if engine.name == "torchrun" else (0, 1)
@@ -109,6 +122,7 @@ def run(job: Job, table: Table, engine: Engine, work: Work, rank: int = 0, count
     The first process waits for the others and commits. Who starts them ends all when one fails.
     """
     table.make_own()
+    version = table.opened().version
     blocks, marks = plan(table, job.source, engine.block), Marks(table)
     sizes, done = {block.name: len(block.places) for block in blocks}, marks.read()
     mine = [block for block in blocks[rank::count] if block.name not in done]
@@ -120,8 +134,12 @@ def run(job: Job, table: Table, engine: Engine, work: Work, rank: int = 0, count
             bar.update(sizes[one.block])
         if count > 1:
             _wait(marks, sizes, rank, bar)
-    found = commit(table, blocks) if rank == 0 else []
+    if rank:
+        return Added(table.count(PRODUCTS), ())
+    found = commit(table, blocks, job.source, version)
     skipped = tuple(ItemError(*own) for one in found for own in one.skipped)
+    if len(found) < len(blocks):  # some of their products were added by others meanwhile
+        skipped += run(job, table, engine, work).skipped
     return Added(table.count(PRODUCTS), skipped)
 
 

@@ -27,14 +27,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Added:
-    """What `Store.add` did: how many products are in the store now, and which were left out and why."""
+    """What `Store.add` did: how many products are in the store now, and which were left out and why. `check`
+    says what let an encoder in that is not our own.
+    """
 
     products: int
     skipped: tuple[ItemError, ...]
+    check: str = ""
 
     def __repr__(self) -> str:
         lines = [
             f"{self.products:,} products in the store, {len(self.skipped):,} skipped",
+            *([self.check] if self.check else []),
             *map(str, self.skipped),
         ]
         return "\n  ".join(lines)

@@ -92,11 +92,36 @@ def test_any_number_of_processes_do_every_block_once(tmp_path_factory, count, si
     check(folder)
 
 
+@pytest.mark.parametrize("added", [PRODUCTS[:3], PRODUCTS[5:30], PRODUCTS])
+def test_products_that_others_add_meanwhile_are_there_once(tmp_path, added):
+    table, job = (
+        table_of(str(tmp_path), Letters()),
+        Job(str(tmp_path), Letters, Source(given=PRODUCTS), QUIET),
+    )
+    times = []
+
+    def work(blocks):
+        for done in sharded._here(job, Letters(), table, blocks):
+            if not times:
+                store_of(tmp_path).add(added, QUIET)
+            times.append(done.rows)
+            yield done
+
+    assert sharded.run(job, table, Engine(block=8), work).products == len(PRODUCTS)
+    check(tmp_path)
+    again = [
+        part for part in (PRODUCTS[at : at + 8] for at in range(0, len(PRODUCTS), 8)) if {*part} & {*added}
+    ]
+    alone = sum(product not in added for part in again for product in part)
+    assert sum(times) == len(PRODUCTS) + alone, "only blocks with one of them are done again, without it"
+
+
 def test_a_commit_before_all_is_done_is_refused(tmp_path):
     table = table_of(str(tmp_path), Letters())
     table.make_own()
+    source = Source(given=PRODUCTS)
     with pytest.raises(StoreError, match="2 of 2 blocks are not done; run it again"):
-        commit(table, plan(table, Source(given=PRODUCTS), 25))
+        commit(table, plan(table, source, 25), source, 0)
 
 
 def test_what_cannot_be_used_is_named_or_left_out(tmp_path):
@@ -136,7 +161,7 @@ def test_a_stranger_s_marks_lead_nowhere(tmp_path, fragments, problem):
     table = table_of(str(tmp_path), Letters())
     Marks(table).add([Done("x", fragments, 1)])
     with pytest.raises(StoreError, match=problem):
-        commit(table, [Block("x", (0,))])
+        commit(table, [Block("x", (0,))], Source(), 0)
 
 
 def test_a_large_catalogue_has_larger_blocks(tmp_path, monkeypatch):

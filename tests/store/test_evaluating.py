@@ -137,4 +137,3 @@ def test_what_cannot_be_measured_is_said(store):
     assert (len(kept.queries), len(kept.skipped)) == (len(QUERIES), 1)
     with pytest.raises(StoreError, match="encode something into it first"):
         cl.open_store(store.uri, Other()).evaluate(QUERIES)
-
