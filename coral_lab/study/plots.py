@@ -237,6 +237,33 @@ def differences(table: pd.DataFrame, title: str = "", unit: str = "difference") 
     return figure
 
 
+def growth(table: pd.DataFrame, title: str = "", unit: str = "") -> go.Figure:
+    """How columns grow with the index, a size: both axes by powers of ten, a line a column; what is missing
+    breaks none.
+    """
+    figure = go.Figure()
+    for number, name in enumerate(table):
+        own = table[name].dropna()
+        figure.add_scatter(
+            x=own.index,
+            y=own,
+            name=plain(name),
+            mode="lines+markers",
+            line={"color": PALETTE[number % len(PALETTE)]},
+            hovertemplate="%{x:,}: %{y:.3g}",
+        )
+    figure.update_layout(
+        template=TEMPLATE,
+        height=360,
+        title=plain(title),
+        showlegend=True,
+        margin={"l": 60, "r": 10, "t": 50, "b": 50},
+    )
+    figure.update_xaxes(type="log", title=plain(table.index.name or ""), dtick=1)
+    figure.update_yaxes(type="log", title=plain(unit), dtick=1)
+    return figure
+
+
 def beside_published(table: pd.DataFrame, title: str = "") -> go.Figure:
     """Ours with its interval, and the published figure where there is one: a row each of `findings`'
     table.

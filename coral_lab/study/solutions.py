@@ -1,5 +1,6 @@
 """The right answers to the notebooks' exercises, from what a notebook has at hand (`exercises.check`)."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -15,6 +16,7 @@ from coral_lab.sources.judgements import Session
 from coral_lab.study.comparison import judged
 from coral_lab.study.edits import orders, text_only
 from coral_lab.study.languages import Parallel
+from coral_lab.study.scaling import CODE, Assumptions
 from coral_lab.study.splits import compositional_split
 from coral_lab.study.sweeps import sweep
 
@@ -55,6 +57,17 @@ def never_found(result: Result) -> int:
     """The number of products that are among the hits of no query."""
     found = {row for own in result.ranked.tolist() for row in own}
     return len(set(range(len(result.products))) - found)
+
+
+def gpus_for(products: int, days: float, assumed: Assumptions) -> int:
+    """The fewest GPUs that encode so many products in so many days."""
+    operations = products * assumed.flop
+    return math.ceil(operations / (days * 24 * 3600 * assumed.share * assumed.peak))
+
+
+def fit_in(memory: float, assumed: Assumptions) -> int:
+    """How many products' index codes fit into so many GB."""
+    return int(memory * 1e9 // (assumed.code + CODE))
 
 
 def near_misses(query: Query, products: Sequence[Product]) -> int:
