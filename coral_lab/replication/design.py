@@ -130,7 +130,7 @@ def _select(steps: int, places: Mapping[str, Path]) -> pd.DataFrame:
     plan, arms = replace(CHOICE, steps=steps), _rated()
     table = train_and_measure("selection", plan, arms=arms, **places)
     _complete(table, arms)  # another process may still be at some
-    weighed = _reweighed(_best(table, "coral", arms))
+    weighed = _reweighed(_rate(table, _ranks(places["out"]), "coral"))
     return train_and_measure("selection", plan, arms=weighed, **places)
 
 
@@ -164,11 +164,23 @@ def _weighed(coral: Coral, weight: float) -> Coral:
     return replace(coral, lambda1=weight, lambda2=weight) if coral.weights else coral
 
 
-def _best(table: pd.DataFrame, arm: str, names: Iterable[str]) -> float:
-    """The learning rate of an arm whose MRR@10 is highest, in the mean over seeds."""
-    means = table.groupby("arm")["MRR@10"].mean()
-    own = {name: means[name] for name in names if name.rpartition(" ")[0] == arm}
-    return float(max(own, key=own.__getitem__).rpartition(" ")[2])
+def _ranks(out: Path | None) -> pd.DataFrame:
+    """Each validation query's rank by cell of `selection`."""
+    return read_results(_file("selection", out).with_name("selection-ranks.csv"), "query")
+
+
+def _rate(table: pd.DataFrame, ranks: pd.DataFrame, arm: str) -> float:
+    """The smallest learning rate of an arm whose MRR@10 is at most one standard error over queries below that
+    of its best one, in the mean over seeds: what is no better is not worth being nearer to where training
+    breaks (the rule of Breiman and others, Classification and Regression Trees, 1984).
+    """
+    own = table[table["arm"].isin(name for name in _rated() if name.rpartition(" ")[0] == arm)]
+    means = own.groupby("arm")["MRR@10"].mean()
+    best = means.idxmax()
+    cells = [f"{best} {seed}" for seed in own.loc[own["arm"] == best, "seed"]]
+    queries = (1 / ranks[cells]).where(ranks[cells] > 0, 0.0).mean(axis=1)
+    enough = means.index[means >= means[best] - queries.sem()]
+    return min(float(name.rpartition(" ")[2]) for name in enough)
 
 
 def length(out: Path | None = None) -> int:
@@ -196,7 +208,7 @@ def choose(out: Path | None = None) -> Chosen:
     """
     table = read_results(_file("selection", out))
     _complete(table, _rated())
-    rates = {arm: _best(table, arm, table["arm"].unique()) for arm in CHOSEN}
+    rates = {arm: _rate(table, _ranks(out), arm) for arm in CHOSEN}
     _complete(table, _reweighed(rates["coral"]))
     weighed = table[table["arm"].str.startswith(f"coral {rates['coral']:g}")].groupby("arm")["MRR@10"].mean()
     best = weighed.idxmax()

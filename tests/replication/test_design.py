@@ -38,6 +38,16 @@ def write_selection(out, best: dict[str, float], weight: float = 0.2) -> None:
             value = 0.6 if own == weight else 0.3
             rows += [{"arm": f"coral {best['coral']:g} weight {own:g}", "seed": 100, "MRR@10": value}]
     write_results(out / "selection.csv", pd.DataFrame(rows), "x")
+    write_ranks(out, rows)
+
+
+def write_ranks(out, rows: list[dict], queries: int = 400) -> None:
+    """Each query's rank is 1 or none, so that the MRR@10 of every cell is what its row says."""
+    ranks = {
+        f"{own['arm']} 100": np.where(np.arange(queries) < own["MRR@10"] * queries, 1, -1) for own in rows
+    }
+    frame = pd.DataFrame(ranks, pd.RangeIndex(queries, name="query").map(str)).rename_axis("query")
+    write_results(out / "selection-ranks.csv", frame.reset_index(), "x")
 
 
 BEST = {"contrastive": 1e-3, "coral": 2e-3, "coral lora": 5e-3}
@@ -83,6 +93,26 @@ def test_rates_are_the_best_and_the_weight_is_coral_s_at_its_rate(places):
     assert str(chosen).startswith("300 steps; contrastive 0.001, coral 0.002, ")
 
 
+@pytest.mark.parametrize(
+    ("measured", "rate"),
+    [
+        ((0.495, 0.489, 0.513), 5e-4),  # 400 queries: a standard error is 0.025
+        ((0.485, 0.489, 0.513), 1e-3),
+        ((0.485, 0.486, 0.513), 2e-3),
+        ((0.5, 0.4, 0.4), 5e-4),
+        ((0.4, 0.5, 0.49), 1e-3),
+    ],
+)
+def test_of_rates_that_cannot_be_told_apart_the_smallest_is_taken(tmp_path, measured, rate):
+    rows = [
+        {"arm": f"coral {own:g}", "seed": 100, "MRR@10": value}
+        for own, value in zip(design.RATES, measured, strict=True)
+    ]
+    write_ranks(tmp_path, rows)
+    ranks = cells.read_results(tmp_path / "selection-ranks.csv", "query")
+    assert design._rate(pd.DataFrame(rows), ranks, "coral") == rate
+
+
 @pytest.mark.parametrize("lacks", ["coral 0.002", "coral lora 0.005", "coral 0.002 weight 1"])
 def test_nothing_is_chosen_while_a_cell_is_missing(places, lacks):
     table = cells.read_results(places["out"] / "selection.csv")
@@ -98,7 +128,7 @@ def asked(monkeypatch):
 
     def note(name, plan, *, arms, out, work):
         found.append((name, plan, arms))
-        rows = [{"arm": arm, "seed": 100, "MRR@10": own.learning_rate} for arm, own in arms.items()]
+        rows = [{"arm": arm, "seed": 100, "MRR@10": 200 * own.learning_rate} for arm, own in arms.items()]
         return pd.DataFrame(rows)
 
     monkeypatch.setattr(design, "train_and_measure", note)
