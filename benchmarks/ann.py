@@ -68,7 +68,7 @@ def main(count: int, kind: str) -> None:
     ship(own, found)
     wanted = {
         "recall@10": "≥ 0.95",
-        "times as fast as exact search": "≥ 10",
+        "times as fast as exact search": "≥ 10" if count >= 1_000_000 else "",
         "added later, found at once": "1",
     }
     rows = [row(f"{kind}, {count:,}: {name}", own, wanted.get(name, "")) for name, own in found.items()]
