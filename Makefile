@@ -60,7 +60,7 @@ wheel:
 
 # Side-by-side timings and memory into benchmarks/README.md, on an idle machine; PROFILE=1 names the top costs as well.
 bench: .venv/ready
-	set -e; for name in encode encode_large "encode_large orders" quick_path quantize sweeps search "search mapped" projection training objective "objective memory" train_memory train_costs store tables ann sharded saved_map widget \
+	set -e; for name in encode encode_large "encode_large orders" quick_path quantize sweeps search "search mapped" projection training objective "objective memory" train_memory train_costs store tables ann sharded large_map saved_map widget \
 	  startup beside; do echo "== $$name"; .venv/bin/python benchmarks/$${name%% *}.py $${name#$${name%% *}}; done
 
 # Small changes to single expressions, a sample of COUNT drawn by SEED, that the tests of their own file should notice; about

@@ -50,7 +50,7 @@ assert Path("build/demo.html").stat().st_size > 10_000
 run("coral-lab", "report", "--limit", "40", "--out", "report.html")
 assert "Beside the paper" in Path("report.html").read_text(encoding="utf-8")
 written = run("coral-lab", "notebooks", "--out", "my notebooks").splitlines()
-assert len(written) == 13, written
+assert len(written) == 14, written
 assert all(Path(name).is_file() for name in written), written
 run(
     "jupyter",

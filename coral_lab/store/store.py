@@ -1,7 +1,7 @@
 """A durable pool of products under one checkpoint: encode into it, search it by metadata, export it."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from coral_lab.query import Product, Query
 from coral_lab.results import Hits, hits
 from coral_lab.store import approximate as ann
 from coral_lab.store.approximate import Approximation
+from coral_lab.store.checking import matrix
 from coral_lab.store.keeping import table_of
 from coral_lab.store.tables import PRODUCTS, Record, Table, address, schema
 
@@ -159,6 +160,17 @@ class Store:
 
         asked = tuple(queries)
         return evaluate(self, asked, k, exclude_references, approximate, settings)
+
+    def in_batches(
+        self, size: int = 65_536
+    ) -> Iterator[tuple[list[str], Float32[np.ndarray, "product dim"]]]:
+        """Ids and embeddings of all products, so many at a time, in the order in which they lie there."""
+        for batch in self.table.scan(["id", "vector"], PRODUCTS, size):
+            yield batch["id"].to_pylist(), matrix(batch["vector"])
+
+    def products(self, ids: Sequence[str]) -> list[Product]:
+        """Products by their ids, their pictures thumbnails. Raises KeyError for an id that is not there."""
+        return [product_of(row) for row in self.table.rows([Record("", "product", id).name for id in ids])]
 
     def to_numpy(self) -> tuple[list[str], Float32[np.ndarray, "product dim"]]:
         """Ids, in order, and embeddings of all products."""

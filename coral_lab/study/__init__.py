@@ -1,6 +1,6 @@
 """Studying a model: edited queries and what becomes of their rankings, paired comparisons, the shape of the
 space, probes, mistakes. Numbers in, tables and figures out. `binding`, `composition`, `edits`, `geometry`,
-`interaction`, `languages`, `plots`, `scores`, `splits` and `sturdiness` are used as modules.
+`interaction`, `languages`, `plots`, `scaling`, `scores`, `splits` and `sturdiness` are used as modules.
 """
 
 from typing import TYPE_CHECKING
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from coral_lab.study.judging import graded as graded
     from coral_lab.study.judging import pools as pools
     from coral_lab.study.judging import progress as progress
+    from coral_lab.study.large_maps import density as density
+    from coral_lab.study.large_maps import in_batches as in_batches
+    from coral_lab.study.large_maps import large_map as large_map
     from coral_lab.study.probing import probe as probe
     from coral_lab.study.probing import probe_checkpoint as probe_checkpoint
     from coral_lab.study.sweeps import attribution as attribution

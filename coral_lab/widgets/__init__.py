@@ -10,6 +10,7 @@ from coral_lab import public
 
 if TYPE_CHECKING:
     from coral_lab.widgets.attribution_view import AttributionView as AttributionView
+    from coral_lab.widgets.density_map import DensityMap as DensityMap
     from coral_lab.widgets.judged_hits import JudgingBench as JudgingBench
     from coral_lab.widgets.judged_hits import disagreements as disagreements
     from coral_lab.widgets.linked_maps import side_by_side as side_by_side

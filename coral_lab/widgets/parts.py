@@ -56,7 +56,7 @@ def wrapped(*children: widgets.Widget, gap: int = 8) -> widgets.HBox:
     return widgets.HBox(children, layout=layout)
 
 
-def live_figure(*traces: go.Scatter | go.Scattergl, **layout) -> go.FigureWidget:
+def live_figure(*traces: go.Scatter | go.Scattergl | go.Heatmap, **layout) -> go.FigureWidget:
     """A figure that can be changed while it is shown, without plotly's share link."""
     figure = go.FigureWidget(list(traces), layout={"template": "simple_white", **layout})
     figure._config = QUIET

@@ -16,6 +16,17 @@ from tests.e2e.test_notebooks import with_parameters
 pytestmark = NEEDS_CHROMIUM
 SMALL = {"MODELS": ["mini", "mini-base"], "POOL": 300, "MAPPED": 150}
 NAME = "05_retrieval_neighbourhoods"
+DENSITY = """
+import numpy as np
+from coral_lab.metrics import Estimate
+from coral_lab.study.large_maps import LargeMap
+from coral_lab.widgets import DensityMap
+places = np.random.default_rng(0).standard_normal((20_000, 2)).astype(np.float32)
+ids, none = np.array([f"p{n}" for n in range(len(places))]), Estimate(0.5, 0.4, 0.6, 9)
+crowd = LargeMap(ids, places, np.ones(len(ids), bool), none, none, 0.01)
+DensityMap(crowd, lambda ids: [cl.Product(id, f"the title of {id}") for id in ids])
+"""
+"""A cell more: a map that is too large for points."""
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +34,7 @@ def address(tmp_path_factory):
     """JupyterLab with a copy of the notebook."""
     folder = tmp_path_factory.mktemp("lab")
     notebook = with_parameters(jupytext.read(f"notebooks/{NAME}.py"), SMALL)
+    notebook.cells.append(nbformat.v4.new_code_cell(DENSITY))
     nbformat.write(notebook, folder / f"{NAME}.ipynb")
     with serving(folder) as (url, token):
         yield f"{url}/lab/tree/{NAME}.ipynb?token={token}"
@@ -96,4 +108,26 @@ def test_a_lasso_on_the_map_fills_the_gallery(page):
     page.get_by_text(re.compile(r"^\d+ chosen, the first 24 shown")).first.wait_for()
     page.screenshot(path=SHOTS / "map-lasso.png")
     assert plot.screenshot() != before
+    no_error_is_shown(page)
+
+
+def test_a_map_of_many_is_counted_anew_where_one_zooms_and_few_are_drawn(page):
+    page.get_by_text("20,000 products in sight; zoom in").wait_for()
+    plot = page.locator(".js-plotly-plot", has=page.locator(".heatmaplayer")).last
+    plot.scroll_into_view_if_needed()
+    plot.screenshot(path=SHOTS / "density.png")
+    box = plot.locator(".nsewdrag").first.bounding_box()
+    page.mouse.move(box["x"] + 0.47 * box["width"], box["y"] + 0.46 * box["height"])
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.53 * box["width"], box["y"] + 0.54 * box["height"], steps=8)
+    page.mouse.up()
+    page.get_by_text(re.compile("products in sight; click one")).wait_for()
+    point = plot.locator(".scatterlayer .point").first
+    point.wait_for()
+    plot.screenshot(path=SHOTS / "density-zoomed.png")
+    at = point.bounding_box()
+    page.mouse.move(at["x"] + at["width"] / 2, at["y"] + at["height"] / 2)
+    page.mouse.down()
+    page.mouse.up()
+    page.get_by_text(re.compile(r"the title of p\d+")).first.wait_for()
     no_error_is_shown(page)

@@ -24,6 +24,7 @@ PARAMETERS = {
     "08_new_query_formats": {"QUERIES": 24, "PRODUCTS": 200},
     "09_models_side_by_side": {"QUERIES": 24, "PRODUCTS": 120},
     "10_your_own_products": {"QUERIES": 30, "JUDGED": 8, "OUT": "../build/own-products-short"},
+    "11_scaling_out": {"SIZES": [8, 16], "DIM": 16, "MAPPED": 300},
     "12_binding_and_composition": {"QUERIES": 40, "SUBSETS": 16, "PRODUCTS": 300},
     "13_scores_and_vectors": {"QUERIES": 60, "STURDY": 16, "PRODUCTS": 300},
 }
