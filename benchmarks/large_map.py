@@ -18,15 +18,17 @@ from coral_lab.store.tables import PRODUCTS, Table
 from coral_lab.study.large_maps import counted, density, large_map
 from coral_lab.study.scaling import centres
 
+KINDS = 500
+
 
 def main(count: int) -> None:
     random = np.random.default_rng(0)
     with tempfile.TemporaryDirectory(dir=Path("build")) as folder:
         table = Table(folder, "synthetic", DIM, {"model": "synthetic"})
-        fill(table, count, random, centres(random, count // 50, DIM))
+        fill(table, count, random, centres(random, KINDS, DIM))
 
         def batches():
-            for batch in table.scan(["id", "vector"], PRODUCTS, 65_536):
+            for batch in table.scan(["id", "vector"], PRODUCTS, 8_192):
                 yield batch["id"].to_pylist(), matrix(batch["vector"])
 
         before, started = megabytes("VmRSS"), time.perf_counter()

@@ -64,7 +64,8 @@ def with_ray(job: Job, engine: Engine) -> Added:
     try:
         there = min(1.0, float(ray.cluster_resources().get("GPU", 0)))
         gpus = there if engine.gpus is None else float(engine.gpus)
-        space = _heard(ray.get(ray.remote(_space).options(num_cpus=1, num_gpus=gpus).remote(job)))
+        asked = ray.remote(_space).options(num_cpus=1, num_gpus=gpus).remote(_without_products(job))
+        space = _heard(ray.get(asked))
         return run(job, space.table(job.store), engine, partial(_work, job, space, engine, gpus))
     finally:
         if own:
@@ -101,7 +102,8 @@ def _work(job: Job, space: Space, engine: Engine, gpus: float, blocks: Sequence[
     if not blocks:
         return
     ray.data.DataContext.get_current().enable_progress_bars = False  # ours is over what is done
-    rows = [{"block": pickle.dumps(block)} for block in blocks]
+    rows = [{"block": pickle.dumps((block, _sent(job, block)))} for block in blocks]
+    job = _without_products(job)
     opened = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
         partial(_open, job=job), num_cpus=OPENING
     )
@@ -112,12 +114,21 @@ def _work(job: Job, space: Space, engine: Engine, gpus: float, blocks: Sequence[
         yield _heard(row["done"])
 
 
+def _sent(job: Job, block: Block) -> list[Product]:
+    """Given products travel with their block; what a worker opens itself does not."""
+    return job.products(block) if job.source.given else []
+
+
+def _without_products(job: Job) -> Job:
+    return replace(job, source=replace(job.source, given=()))
+
+
 def _open(row: dict, job: Job) -> dict:
-    return {"part": _told(_opened, job, pickle.loads(row["block"]))}
+    return {"part": _told(_opened, job, *pickle.loads(row["block"]))}
 
 
-def _opened(job: Job, block: Block) -> tuple[Block, list[Product]]:
-    return block, [decoded(product) for product in job.products(block)]
+def _opened(job: Job, block: Block, sent: Sequence[Product]) -> tuple[Block, list[Product]]:
+    return block, [decoded(product) for product in sent or job.products(block)]
 
 
 class Encoder:

@@ -161,9 +161,7 @@ class Store:
         asked = tuple(queries)
         return evaluate(self, asked, k, exclude_references, approximate, settings)
 
-    def in_batches(
-        self, size: int = 65_536
-    ) -> Iterator[tuple[list[str], Float32[np.ndarray, "product dim"]]]:
+    def in_batches(self, size: int = 8_192) -> Iterator[tuple[list[str], Float32[np.ndarray, "product dim"]]]:
         """Ids and embeddings of all products, so many at a time, in the order in which they lie there."""
         for batch in self.table.scan(["id", "vector"], PRODUCTS, size):
             yield batch["id"].to_pylist(), matrix(batch["vector"])

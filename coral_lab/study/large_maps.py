@@ -70,7 +70,7 @@ class LargeMap:
 
 
 def in_batches(
-    ids: Sequence[str], embeddings: Float32[np.ndarray, "product dim"], size: int = 65_536
+    ids: Sequence[str], embeddings: Float32[np.ndarray, "product dim"], size: int = 8_192
 ) -> Batches:
     """What `large_map` takes, of embeddings in memory. Raises ValueError for another number of ids."""
     if len(ids) != len(embeddings):
