@@ -84,7 +84,8 @@ def large_map(batches: Batches, sample: int = 10_000, seed: int = 0) -> LargeMap
 
     `batches` are `Store.in_batches`, or `in_batches` of an array: they are read twice, and never in memory
     together. Equal seeds give equal maps, whatever the size of batches. Raises ValueError for a sample or a
-    catalogue of less than UMAP needs, and for embeddings that are not of one length, finite and normalised.
+    catalogue of less than UMAP needs, for embeddings that are not of one length, finite and normalised, and
+    for products that change between the two readings.
     """
     if sample < FEWEST:
         raise ValueError(f"sample is {sample}; map at least {FEWEST}, some thousands of a large catalogue")
@@ -95,6 +96,9 @@ def large_map(batches: Batches, sample: int = 10_000, seed: int = 0) -> LargeMap
     for own, embeddings in _looked_over(batches):
         ids += own
         parts.append(_placed(embeddings, pool, base))
+    if len(ids) != drawn.count or [ids[row] for row in drawn.rows] != drawn.ids:
+        problem = f"{drawn.count:,} products were read first and {len(ids):,} then, or in another order"
+        raise ValueError(f"{problem}; let nothing write there meanwhile, and make the map again")
     places, mapped = np.concatenate(parts), np.zeros(len(ids), bool)
     places[drawn.rows], mapped[drawn.rows] = base, True
     return LargeMap(np.array(ids), places, mapped, *_kept(drawn, places))
@@ -102,8 +106,12 @@ def large_map(batches: Batches, sample: int = 10_000, seed: int = 0) -> LargeMap
 
 @dataclass(frozen=True, eq=False)
 class _Drawn:
-    """Products that are mapped, and some of the others to check the placing with: rows and embeddings."""
+    """Products that are mapped, and some of the others to check the placing with: rows and embeddings. Of
+    the mapped their ids too, and how many products there are.
+    """
 
+    count: int
+    ids: list[str]
     rows: Int64[np.ndarray, " mapped"]
     mapped: Float32[np.ndarray, "mapped dim"]
     other_rows: Int64[np.ndarray, " other"]
@@ -115,19 +123,22 @@ def _draw(batches: Batches, sample: int, seed: int) -> _Drawn:
     in one reading.
     """
     random, count, start = np.random.default_rng(seed), sample + CHECKED, 0
-    numbers, rows = np.zeros(0), np.zeros(0, np.int64)
+    numbers, rows, names = np.zeros(0), np.zeros(0, np.int64), np.zeros(0, object)
     kept = np.zeros((0, 0), np.float32)
     for ids, embeddings in _looked_over(batches):
         numbers = np.append(numbers, random.random(len(ids)))
         rows = np.append(rows, np.arange(start, start + len(ids)))
+        names = np.append(names, np.array(ids, object))
         kept = np.concatenate([kept.reshape(-1, embeddings.shape[1]), embeddings])
         low = np.argsort(numbers, kind="stable")[:count]
-        numbers, rows, kept, start = numbers[low], rows[low], kept[low], start + len(ids)
+        numbers, rows, names, kept = numbers[low], rows[low], names[low], kept[low]
+        start += len(ids)
     if not len(rows):
         raise ValueError("no products are given; give some, or encode them into the store first")
     own, others = np.sort(rows[:sample]), np.sort(rows[sample:])
     order = np.concatenate([np.argsort(rows[:sample]), sample + np.argsort(rows[sample:])])
-    return _Drawn(own, kept[order[: len(own)]], others, kept[order[len(own) :]])
+    first, rest = order[: len(own)], order[len(own) :]
+    return _Drawn(start, names[first].tolist(), own, kept[first], others, kept[rest])
 
 
 def _looked_over(batches: Batches) -> Iterator[tuple[list[str], Float32[np.ndarray, "row dim"]]]:
@@ -157,7 +168,8 @@ def _placed(
 
 def _kept(drawn: _Drawn, places: Float32[np.ndarray, "product 2"]) -> tuple[Estimate, Estimate, float]:
     """What `LargeMap` says of the map."""
-    some = slice(None, CHECKED)
+    # Rows are in the catalogue's order: the first of them may be of one class
+    some = np.random.default_rng(0).permutation(len(drawn.rows))[:CHECKED]
     embeddings = np.concatenate([drawn.mapped[some], drawn.others])
     on_map = places[np.concatenate([drawn.rows[some], drawn.other_rows])]
     k = min(NEAR, len(embeddings) - 1)

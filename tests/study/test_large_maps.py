@@ -133,3 +133,35 @@ def test_what_does_not_fit_is_refused(found):
 def test_a_map_is_what_it_is_made_of(found):
     assert isinstance(found, LargeMap)
     assert found.places.dtype == np.float32
+
+
+def test_what_is_kept_does_not_depend_on_the_catalogue_s_order(monkeypatch):
+    """Tight clusters first, loose ones last: a check of the first rows alone would be of one kind."""
+    monkeypatch.setattr(large_maps, "CHECKED", 50)
+    drawn = large_maps._Drawn(
+        400,
+        IDS[:200],
+        np.arange(200),
+        centres(np.random.default_rng(0), 200, 8),
+        np.arange(200, 400),
+        centres(np.random.default_rng(1), 200, 8),
+    )
+    seen = []
+    monkeypatch.setattr(
+        large_maps, "map_neighbours", lambda places, k: seen.append(places) or _none(places, k)
+    )
+    large_maps._kept(drawn, np.repeat(np.arange(400, dtype=np.float32)[:, None], 2, 1))
+    rows = seen[0][:50, 0]
+    assert len(np.unique(rows)) == 50
+    assert rows.max() > 150, "not the first 50"
+
+
+def _none(places, k):
+    return np.zeros((len(places), k), np.int64)
+
+
+@pytest.mark.parametrize("change", [slice(100, None), slice(None, 500), slice(None, None, -1)])
+def test_products_that_change_between_the_readings_are_refused(rows, change):
+    readings = iter([in_batches(IDS, rows)(), in_batches(IDS[change], rows[change])()])
+    with pytest.raises(ValueError, match="600 products were read first and"):
+        large_map(lambda: next(readings), sample=100)
