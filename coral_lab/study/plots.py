@@ -259,9 +259,16 @@ def growth(table: pd.DataFrame, title: str = "", unit: str = "") -> go.Figure:
         showlegend=True,
         margin={"l": 60, "r": 10, "t": 50, "b": 50},
     )
-    figure.update_xaxes(type="log", title=plain(table.index.name or ""), dtick=1)
-    figure.update_yaxes(type="log", title=plain(unit), dtick=1)
+    figure.update_xaxes(title=plain(table.index.name or ""), **_ticks(table.index.to_numpy()))
+    figure.update_yaxes(title=plain(unit), **_ticks(table.to_numpy()))
     return figure
+
+
+def _ticks(values: np.ndarray) -> dict[str, int | str]:
+    """Powers of ten, and 2 and 5 times them where there would be few."""
+    least, most = np.nanmin(values), np.nanmax(values)
+    form = "~s" if least >= 1 else "~g"  # 1k, but not 100m for a tenth
+    return {"type": "log", "dtick": "D2" if most < 100 * least else 1, "tickformat": form}
 
 
 def beside_published(table: pd.DataFrame, title: str = "") -> go.Figure:

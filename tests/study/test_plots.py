@@ -5,7 +5,17 @@ import pandas as pd
 import pytest
 
 from coral_lab.metrics import Estimate
-from coral_lab.study.plots import GREY, PALETTE, bars, curves, differences, estimates_by, matrix, scatter
+from coral_lab.study.plots import (
+    GREY,
+    PALETTE,
+    bars,
+    curves,
+    differences,
+    estimates_by,
+    growth,
+    matrix,
+    scatter,
+)
 from coral_lab.widgets.parts import LivePlot
 
 ROWS = [
@@ -167,3 +177,16 @@ def test_differences_that_cannot_be_told_apart_are_grey():
     assert figure.layout.xaxis.title.text == "share (grey: cannot be told apart)"
     assert differences(table.assign(**{"p (Holm)": 0.01}), unit="share").layout.xaxis.title.text == "share"
     assert {trace.marker.color for trace in differences(table).data} == {PALETTE[0], None}
+
+
+def test_growth_within_a_decade_has_ticks_between_powers_of_ten():
+    table = pd.DataFrame(
+        {"a": [1.5, 3.5, np.nan], "b": [1.2, np.nan, 7.0]}, pd.Index([300, 900, 1_800_000], name="n")
+    )
+    figure = growth(table, "<b>", "s")
+    assert (figure.layout.xaxis.dtick, figure.layout.yaxis.dtick) == (1, "D2")
+    assert growth(table / 100).layout.yaxis.tickformat == "~g", "no thousandths by a letter"
+    assert figure.layout.title.text == "&lt;b&gt;"
+    assert [list(trace.x) for trace in figure.data] == [[300, 900], [300, 1_800_000]], (
+        "what is missing breaks none"
+    )
